@@ -1,0 +1,115 @@
+"""The error tree: every error a user can meet says the fact, the value, and the next step.
+
+`HpoError.exit_code` is what the command line ends with; see ARCHITECTURE.md for the table.
+"""
+
+
+class HpoError(Exception):
+    """Something `hpo` can explain.
+
+    Args: message: the fact with its value; hint: the next step, or empty.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(HpoError):
+    """An option, a file or a value the user can mend."""
+
+    exit_code = 2
+
+
+class LoadError(UsageError):
+    """The space file can't be loaded, or lacks its space or objective."""
+
+
+class SpaceError(UsageError):
+    """The search space is not one that can be searched."""
+
+
+class OutsideSpace(SpaceError):
+    """A point has a value its space does not admit."""
+
+
+class StudyChanged(UsageError):
+    """The study exists with another identity; the message lists the differences."""
+
+
+class StudyBusy(UsageError):
+    """Another live driver runs this study."""
+
+
+class NoSuchStudy(UsageError):
+    """No study of that name in this store."""
+
+
+class NoSuchTrial(UsageError):
+    """No trial of that number in this study."""
+
+
+class NoTrialSucceeded(HpoError):
+    """Every trial of the study failed."""
+
+    exit_code = 3
+
+
+class TooManyFailures(HpoError):
+    """The share of failed trials passed --max-failures."""
+
+    exit_code = 4
+
+
+class StoreError(HpoError):
+    """The store can't be used."""
+
+    exit_code = 5
+
+
+class StoreUnreachable(StoreError):
+    """Nothing can be opened or created at that address."""
+
+
+class NotAStore(StoreError):
+    """The file is something else."""
+
+
+class StoreNewer(StoreError):
+    """A later version of hpo wrote this store."""
+
+
+class StoreReadOnly(StoreError):
+    """The store can be read but not written."""
+
+
+class StoreFull(StoreError):
+    """The disk under the store is full."""
+
+
+class StoreDamaged(StoreError):
+    """The store is torn, truncated or corrupt; it was left as it is."""
+
+
+class TrackingUnreachable(HpoError):
+    """The tracking server did not answer."""
+
+    exit_code = 5
+
+
+class WorkerBroken(HpoError):
+    """Workers die before they can claim a trial."""
+
+
+class ClaimLost(HpoError):
+    """The trial is no longer this worker's: its lease ran out, or the study took it back."""
+
+
+class TrialPruned(Exception):
+    """Raised by ``run.report`` when the study wants this trial to end now. Let it pass.
+
+    Not an `HpoError`: nothing went wrong.
+    """

@@ -1,0 +1,19 @@
+"""Where studies are kept and trials are claimed. One protocol (`protocol.py`), a file per kind of store."""
+
+from hpo.core.errors import UsageError
+from hpo.stores.protocol import Catalog, Store, StoredFile
+
+__all__ = ["Catalog", "Store", "StoredFile", "connect"]
+
+
+def connect(url: str, *, create: bool = False, check: bool = False) -> Catalog:
+    """Open the place that ``url`` names, ``sqlite:///hpo.db`` for a file.
+
+    Args: create: make it if there is none; check: look for damage first (reads the whole file).
+    Raises a StoreError that names the place and the mend.
+    """
+    if url.startswith("sqlite:///"):
+        from hpo.stores.sqlite import SqliteCatalog
+
+        return SqliteCatalog(url, create=create, check=check)
+    raise UsageError(f"{url!r} is no store's address", "name a file as --store sqlite:///hpo.db")

@@ -1,0 +1,139 @@
+"""Where studies are kept: what every store must do; `hpo.testing.StoreContract` checks that it does.
+
+A `Catalog` is a place (one file, one database) with any number of studies; a `Store` is one study in
+it. The store is authoritative: what MLflow shows is a projection of it.
+
+Every write that a reader could notice takes the next *revision* of its study, so that ``changes(since)``
+counts revisions and never compares clocks. A claim's *token* is compared on every write of a worker: who
+lost the claim can't overwrite its successor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from hpo.core.study import Driver, Identity, StudyRecord
+from hpo.core.trial import Answer, Changes, Claim, Failed, Outcome, Point, Report, State, Trial
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file of a study. ``trial``: its trial's number, None for the study's own; ``sha256`` of the bytes."""
+
+    name: str
+    trial: int | None
+    sha256: str
+    size: int
+
+
+class Catalog(Protocol):
+    """The studies of one place. One handle serves one thread."""
+
+    url: str
+
+    def names(self) -> list[str]:
+        """The studies' names, oldest first."""
+
+    def create(self, identity: Identity) -> Store:
+        """Keep a new study; if it exists by now, its store, whatever its identity."""
+
+    def open(self, study: str) -> Store:
+        """The study's store; raises NoSuchStudy."""
+
+    def close(self) -> None: ...
+
+
+class Store(Protocol):
+    """One study. One handle serves one thread; ``Catalog.open`` is cheap."""
+
+    url: str
+    study: str
+
+    # --- the study
+    def record(self) -> StudyRecord: ...
+
+    def lead(self, driver: Driver, instead_of: Driver | None = None) -> Driver:
+        """Become the driver if nobody is, or if ``instead_of`` still is. Returns who is the driver now."""
+
+    def resign(self, driver: Driver) -> None:
+        """Be the driver no more; nothing happens if somebody else is by now."""
+
+    def use_snapshot(self, sha256: str) -> None:
+        """Trials claimed from now on run this code."""
+
+    def note(self, name: str, value: Any) -> None:
+        """Keep a small JSON value with the study: where MLflow is, which revision it has reached."""
+
+    # --- the driver's side of trials
+    def add(self, number: int, point: Point, params: Mapping[str, Any]) -> None:
+        """A new waiting trial. ``params`` is for people to read; workers compute theirs from the point."""
+
+    def lose(self, worker: str, failure: Failed, retries: int) -> list[int]:
+        """The worker is dead: each trial it held is offered again, or failed when more than ``retries``
+        workers have died on it. Returns their numbers."""
+
+    def expire(self, lease_seconds: float, retries: int) -> list[int]:
+        """`lose` the workers of claims whose heartbeat has not moved for the lease, as this handle's own
+        monotonic clock saw it (machines' clocks differ). Call it regularly; the first call only looks."""
+
+    def recall(self, numbers: Sequence[int] | None = None) -> list[int]:
+        """Take running trials (all of them by default) back from their workers and offer them again;
+        it does not count against retries. Returns their numbers."""
+
+    def stop(self, number: int) -> None:
+        """The trial's next `report` or `renew` answers stop."""
+
+    # --- the worker's side
+    def announce(self, worker: str, offers: Mapping[str, Any]) -> None:
+        """A worker exists and says what it has: host, pid, GPUs."""
+
+    def claim(self, worker: str, number: int | None = None) -> Claim | None:
+        """The waiting trial of that number, or the first one; None if there is none. One worker gets it."""
+
+    def renew(self, claim: Claim) -> Answer:
+        """The worker lives. Raises ClaimLost."""
+
+    def report(
+        self, claim: Claim, epoch: int, loss: float | None, metrics: Mapping[str, float], *, time: float
+    ) -> Answer:
+        """Keep an epoch (the same epoch again replaces it). Raises ClaimLost."""
+
+    def finish(self, claim: Claim, outcome: Outcome) -> None:
+        """The trial has ended. Raises ClaimLost; finishing again with the same claim does nothing."""
+
+    def release(self, claim: Claim) -> None:
+        """Hand the trial back, to be offered again; it does not count against retries. Raises ClaimLost."""
+
+    # --- reading
+    def changes(self, since: int, limit: int | None = None) -> Changes:
+        """What happened after that revision, in the order of revisions. With ``limit``, at most about
+        that many rows, and the revision up to which they are complete."""
+
+    def trial(self, number: int) -> Trial:
+        """Raises NoSuchTrial."""
+
+    def trials(self, *states: State) -> Iterator[Trial]:
+        """Trials in these states (all by default) by number."""
+
+    def reports(self, number: int) -> list[Report]:
+        """The epochs of a trial, by epoch."""
+
+    def best(self) -> Trial | None:
+        """The completed trial of lowest loss; the earlier of equals."""
+
+    # --- files: artifacts, checkpoints, snapshots
+    def put_file(self, name: str, path: Path, trial: int | None = None) -> StoredFile:
+        """Keep a copy of the file under this name; a file of that name is replaced."""
+
+    def get_file(self, name: str, path: Path, trial: int | None = None) -> bool:
+        """Write the file to ``path``; False if there is none or its bytes are no longer what was kept."""
+
+    def drop_file(self, name: str, trial: int | None = None) -> None: ...
+
+    def files(self, trial: int | None = None) -> list[StoredFile]:
+        """The trial's files, or the study's own, by name."""
+
+    def close(self) -> None: ...

@@ -1,0 +1,857 @@
+"""Studies in one SQLite file, and their files in a folder beside it.
+
+``hpo.db`` holds studies, trials and epochs; ``hpo.files/`` holds what `put_file` keeps, each blob under its
+SHA-256. Several processes on one machine use it at once: write-ahead log, short ``BEGIN IMMEDIATE``
+transactions, ``synchronous=FULL`` (what was acknowledged survives a power cut).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpo.core.errors import (
+    ClaimLost,
+    NoSuchStudy,
+    NoSuchTrial,
+    NotAStore,
+    StoreDamaged,
+    StoreError,
+    StoreFull,
+    StoreNewer,
+    StoreReadOnly,
+    StoreUnreachable,
+)
+from hpo.core.study import Driver, Identity, StudyRecord
+from hpo.core.trial import (
+    ENDED,
+    Answer,
+    Changes,
+    Claim,
+    Completed,
+    Failed,
+    Kind,
+    Outcome,
+    Point,
+    Pruned,
+    Report,
+    State,
+    Trial,
+)
+from hpo.stores.filesystems import network_filesystem
+from hpo.stores.lease import LeaseWatch
+from hpo.stores.protocol import StoredFile
+
+APPLICATION_ID = 0x68706F53  # "hpoS": tells a store from every other SQLite file
+BUSY_SECONDS = 60.0
+
+SCHEMA = """
+CREATE TABLE studies (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    identity TEXT NOT NULL,
+    snapshot TEXT,
+    driver TEXT,
+    created REAL NOT NULL,
+    revision INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE notes (
+    study INTEGER NOT NULL REFERENCES studies,
+    name TEXT NOT NULL,
+    value TEXT NOT NULL,
+    PRIMARY KEY (study, name)
+) WITHOUT ROWID;
+CREATE TABLE trials (
+    study INTEGER NOT NULL REFERENCES studies,
+    number INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    point TEXT NOT NULL,
+    params TEXT NOT NULL,
+    loss REAL,
+    result TEXT NOT NULL DEFAULT '{}',
+    error_kind TEXT,
+    error_reason TEXT,
+    worker TEXT,
+    token TEXT,
+    beats INTEGER NOT NULL DEFAULT 0,
+    stop INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    lost INTEGER NOT NULL DEFAULT 0,
+    epochs INTEGER NOT NULL DEFAULT 0,
+    created REAL NOT NULL,
+    started REAL,
+    ended REAL,
+    snapshot TEXT,
+    revision INTEGER NOT NULL,
+    PRIMARY KEY (study, number)
+);
+CREATE INDEX trials_by_revision ON trials (study, revision);
+CREATE INDEX trials_by_state ON trials (study, state, loss, number);
+CREATE TABLE reports (
+    study INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,
+    loss REAL,
+    metrics TEXT NOT NULL,
+    time REAL NOT NULL,
+    attempt INTEGER NOT NULL,
+    revision INTEGER NOT NULL,
+    PRIMARY KEY (study, number, epoch)
+) WITHOUT ROWID;
+CREATE INDEX reports_by_revision ON reports (study, revision);
+CREATE TABLE files (
+    study INTEGER NOT NULL,
+    trial INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    sha256 TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    PRIMARY KEY (study, trial, name)
+) WITHOUT ROWID;
+CREATE INDEX files_by_content ON files (sha256);
+CREATE TABLE workers (
+    study INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    offers TEXT NOT NULL,
+    announced REAL NOT NULL,
+    PRIMARY KEY (study, name)
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = ()
+"""MIGRATIONS[v - 1] turns a store of schema v into v + 1; each runs in the same transaction as the rest."""
+
+STUDY_FILES = -1  # files.trial of a file that belongs to the study itself: NULL can't be in a primary key
+
+
+class SqliteCatalog:
+    """The studies of one SQLite file. See `hpo.stores.protocol.Catalog`."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        create: bool = False,
+        check: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        migrations: Sequence[str] = MIGRATIONS,
+    ) -> None:
+        self.url = url
+        self._clock = clock
+        self.path = Path(url.removeprefix("sqlite:///"))
+        if not self.path.name:
+            raise StoreUnreachable(f"{url} names no file", "write --store sqlite:///hpo.db")
+        _refuse_network(self.path)
+        if create and not self.path.exists():
+            _create(self.path, schema_version=1 + len(migrations), migrations=migrations)
+        self._connection = _open(self.path, check=check, migrations=migrations)
+
+    def names(self) -> list[str]:
+        with _explained(self.path):
+            return [row["name"] for row in self._connection.execute("SELECT name FROM studies ORDER BY id")]
+
+    def create(self, identity: Identity) -> SqliteStore:
+        row = (identity.study, _dump(_identity_document(identity)), time.time())
+        with _writing(self._connection, self.path):
+            self._connection.execute(
+                "INSERT INTO studies (name, identity, created) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", row
+            )
+        return self.open(identity.study)
+
+    def open(self, study: str) -> SqliteStore:
+        with _explained(self.path):
+            row = self._connection.execute("SELECT id FROM studies WHERE name = ?", (study,)).fetchone()
+        if row is None:
+            known = ", ".join(self.names()) or "none yet"
+            raise NoSuchStudy(f"no study {study!r} in {self.url}", f"its studies: {known}")
+        return SqliteStore(self.url, self.path, study, row["id"], self._connection, self._clock)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class SqliteStore:
+    """One study in a SQLite file. See `hpo.stores.protocol.Store`."""
+
+    def __init__(
+        self,
+        url: str,
+        path: Path,
+        study: str,
+        study_id: int,
+        connection: sqlite3.Connection,
+        clock: Callable[[], float],
+    ) -> None:
+        self.url = url
+        self.study = study
+        self._path = path
+        self._id = study_id
+        self._connection = connection
+        self._leases = LeaseWatch(clock)
+        self._blobs = files_folder(path) / "blobs"
+
+    # --- the study
+
+    def record(self) -> StudyRecord:
+        with self._reading():
+            row = self._one("SELECT * FROM studies WHERE id = :study")
+            counts = self._all("SELECT state, count(*) AS n FROM trials WHERE study = :study GROUP BY state")
+            notes = self._all("SELECT name, value FROM notes WHERE study = :study")
+        return StudyRecord(
+            identity=Identity(study=self.study, **json.loads(row["identity"])),
+            snapshot=row["snapshot"],
+            created=row["created"],
+            revision=row["revision"],
+            counts={state.value: 0 for state in State} | {r["state"]: r["n"] for r in counts},
+            driver=_driver(row["driver"]),
+            notes={r["name"]: json.loads(r["value"]) for r in notes},
+        )
+
+    def lead(self, driver: Driver, instead_of: Driver | None = None) -> Driver:
+        with self._writing():
+            held = _driver(self._one("SELECT driver FROM studies WHERE id = :study")["driver"])
+            if held is not None and held != instead_of:
+                return held
+            self._do("UPDATE studies SET driver = :driver WHERE id = :study", driver=_dump(_fields(driver)))
+            return driver
+
+    def resign(self, driver: Driver) -> None:
+        with self._writing():
+            self._do(
+                "UPDATE studies SET driver = NULL WHERE id = :study AND driver = :driver",
+                driver=_dump(_fields(driver)),
+            )
+
+    def use_snapshot(self, sha256: str) -> None:
+        with self._writing():
+            self._do("UPDATE studies SET snapshot = :sha256 WHERE id = :study", sha256=sha256)
+
+    def note(self, name: str, value: Any) -> None:
+        with self._writing():
+            self._do(
+                "INSERT INTO notes VALUES (:study, :name, :value)"
+                " ON CONFLICT (study, name) DO UPDATE SET value = excluded.value",
+                name=name,
+                value=_dump(value),
+            )
+
+    # --- the driver's side of trials
+
+    def add(self, number: int, point: Point, params: Mapping[str, Any]) -> None:
+        with self._writing():
+            self._do(
+                "INSERT INTO trials (study, number, state, point, params, created, revision)"
+                " VALUES (:study, :number, 'waiting', :point, :params, :now, :revision)",
+                number=number,
+                point=_dump(dict(point)),
+                params=_dump(params),
+                now=time.time(),
+                revision=self._next_revision(),
+            )
+
+    def lose(self, worker: str, failure: Failed, retries: int) -> list[int]:
+        with self._writing():
+            rows = self._all(
+                "SELECT number, lost FROM trials"
+                " WHERE study = :study AND state = 'running' AND worker = :worker",
+                worker=worker,
+            )
+            for row in rows:
+                if row["lost"] >= retries:
+                    self._end(row["number"], failure)
+                else:
+                    self._offer_again(row["number"])
+                self._do(
+                    "UPDATE trials SET lost = lost + 1 WHERE study = :study AND number = :number",
+                    number=row["number"],
+                )
+        return [row["number"] for row in rows]
+
+    def expire(self, lease_seconds: float, retries: int) -> list[int]:
+        with self._reading():
+            rows = self._all(
+                "SELECT token, beats, worker FROM trials WHERE study = :study AND state = 'running'"
+            )
+        silent = set(self._leases.silent([(row["token"], row["beats"]) for row in rows], lease_seconds))
+        failure = Failed(Kind.LOST, f"the worker gave no sign of life for {lease_seconds:g} s")
+        lost = []
+        for worker in {row["worker"] for row in rows if row["token"] in silent}:
+            lost += self.lose(worker, failure, retries)
+        return sorted(lost)
+
+    def recall(self, numbers: Sequence[int] | None = None) -> list[int]:
+        with self._writing():
+            rows = self._all("SELECT number FROM trials WHERE study = :study AND state = 'running'")
+            taken = [row["number"] for row in rows if numbers is None or row["number"] in numbers]
+            for number in taken:
+                self._offer_again(number)
+        return taken
+
+    def stop(self, number: int) -> None:
+        with self._writing():
+            self._do("UPDATE trials SET stop = 1 WHERE study = :study AND number = :number", number=number)
+
+    # --- the worker's side
+
+    def announce(self, worker: str, offers: Mapping[str, Any]) -> None:
+        with self._writing():
+            self._do(
+                "INSERT INTO workers VALUES (:study, :worker, :offers, :now)"
+                " ON CONFLICT (study, name) DO UPDATE SET offers = excluded.offers, announced = excluded.announced",
+                worker=worker,
+                offers=_dump(dict(offers)),
+                now=time.time(),
+            )
+
+    def claim(self, worker: str, number: int | None = None) -> Claim | None:
+        wanted = "" if number is None else "AND number = :number"
+        with self._writing():
+            row = self._one(
+                "SELECT number, point, attempts FROM trials"
+                f" WHERE study = :study AND state = 'waiting' {wanted} ORDER BY number LIMIT 1",
+                number=number,
+            )
+            if row is None:
+                return None
+            claim = Claim(
+                number=row["number"],
+                token=secrets.token_hex(8),
+                attempt=row["attempts"] + 1,
+                worker=worker,
+                point=json.loads(row["point"]),
+            )
+            self._do(
+                "UPDATE trials SET state = 'running', worker = :worker, token = :token, beats = 0, stop = 0,"
+                " attempts = :attempt, started = :now, ended = NULL, revision = :revision,"
+                " snapshot = (SELECT snapshot FROM studies WHERE id = :study)"
+                " WHERE study = :study AND number = :number",
+                worker=worker,
+                token=claim.token,
+                attempt=claim.attempt,
+                now=time.time(),
+                revision=self._next_revision(),
+                number=claim.number,
+            )
+        return claim
+
+    def renew(self, claim: Claim) -> Answer:
+        with self._writing():
+            row = self._claimed(claim)
+            self._do(
+                "UPDATE trials SET beats = beats + 1 WHERE study = :study AND number = :number",
+                number=claim.number,
+            )
+        return Answer.STOP if row["stop"] else Answer.CONTINUE
+
+    def report(
+        self, claim: Claim, epoch: int, loss: float | None, metrics: Mapping[str, float], *, time: float
+    ) -> Answer:
+        with self._writing():
+            row = self._claimed(claim)
+            self._do(
+                "INSERT INTO reports VALUES"
+                " (:study, :number, :epoch, :loss, :metrics, :time, :attempt, :revision)"
+                " ON CONFLICT (study, number, epoch) DO UPDATE SET loss = excluded.loss, metrics = excluded.metrics,"
+                " time = excluded.time, attempt = excluded.attempt, revision = excluded.revision",
+                number=claim.number,
+                epoch=epoch,
+                loss=loss,
+                metrics=_dump(dict(metrics)),
+                time=time,
+                attempt=claim.attempt,
+                revision=self._next_revision(),
+            )
+            # A report is a sign of life, too.
+            self._do(
+                "UPDATE trials SET epochs = max(epochs, :epochs), beats = beats + 1"
+                " WHERE study = :study AND number = :number",
+                epochs=epoch + 1,
+                number=claim.number,
+            )
+        return Answer.STOP if row["stop"] else Answer.CONTINUE
+
+    def finish(self, claim: Claim, outcome: Outcome) -> None:
+        with self._writing():
+            row = self._trial_row(claim.number)
+            if row["token"] == claim.token and row["state"] in ENDED:
+                return
+            self._claimed(claim)
+            self._end(claim.number, outcome)
+
+    def release(self, claim: Claim) -> None:
+        with self._writing():
+            self._claimed(claim)
+            self._offer_again(claim.number)
+
+    # --- reading
+
+    def changes(self, since: int, limit: int | None = None) -> Changes:
+        with self._reading():
+            upto = self._one("SELECT revision FROM studies WHERE id = :study")["revision"]
+            if limit is not None:
+                last = self._one(
+                    "SELECT revision FROM ("
+                    " SELECT revision FROM trials WHERE study = :study AND revision > :since"
+                    " UNION ALL SELECT revision FROM reports WHERE study = :study AND revision > :since"
+                    ") ORDER BY revision LIMIT 1 OFFSET :offset",
+                    since=since,
+                    offset=limit - 1,
+                )
+                upto = upto if last is None else last["revision"]
+            between = "WHERE study = :study AND revision > :since AND revision <= :upto ORDER BY revision"
+            trials = self._all(f"SELECT * FROM trials {between}", since=since, upto=upto)
+            reports = self._all(f"SELECT * FROM reports {between}", since=since, upto=upto)
+        return Changes(upto, tuple(map(_trial, trials)), tuple(map(_report, reports)))
+
+    def trial(self, number: int) -> Trial:
+        with self._reading():
+            return _trial(self._trial_row(number))
+
+    def trials(self, *states: State) -> Iterator[Trial]:
+        wanted = ", ".join(f"'{state.value}'" for state in states or tuple(State))
+        last = -1
+        while True:
+            # In pages: neither all the rows in memory, nor a transaction as long as the caller's loop.
+            with self._reading():
+                rows = self._all(
+                    f"SELECT * FROM trials WHERE study = :study AND state IN ({wanted}) AND number > :last"
+                    " ORDER BY number LIMIT 1000",
+                    last=last,
+                )
+            if not rows:
+                return
+            yield from map(_trial, rows)
+            last = rows[-1]["number"]
+
+    def reports(self, number: int) -> list[Report]:
+        with self._reading():
+            rows = self._all(
+                "SELECT * FROM reports WHERE study = :study AND number = :number ORDER BY epoch",
+                number=number,
+            )
+        return list(map(_report, rows))
+
+    def best(self) -> Trial | None:
+        with self._reading():
+            row = self._one(
+                "SELECT * FROM trials WHERE study = :study AND state = 'completed'"
+                " ORDER BY loss, number LIMIT 1"
+            )
+        return None if row is None else _trial(row)
+
+    # --- files
+
+    def put_file(self, name: str, path: Path, trial: int | None = None) -> StoredFile:
+        with _explained(self._path):
+            self._blobs.mkdir(parents=True, exist_ok=True)
+            copy = self._blobs / f".{os.getpid()}-{secrets.token_hex(4)}"
+            try:
+                sha256, size = _copy_hashed(path, copy)
+                kept = StoredFile(name, trial, sha256, size)
+                # The blob is put in its place inside the transaction: whoever drops the last reference
+                # to equal bytes also does so inside one.
+                with self._writing():
+                    blob = self._blob(sha256)
+                    blob.parent.mkdir(exist_ok=True)
+                    os.replace(copy, blob)
+                    old = self._file_row(name, trial)
+                    self._do(
+                        "INSERT INTO files VALUES (:study, :trial, :name, :sha256, :size)"
+                        " ON CONFLICT (study, trial, name) DO UPDATE SET sha256 = excluded.sha256, size = excluded.size",
+                        trial=STUDY_FILES if trial is None else trial,
+                        name=name,
+                        sha256=sha256,
+                        size=size,
+                    )
+                    if old is not None:
+                        self._drop_unreferenced(old["sha256"])
+            finally:
+                copy.unlink(missing_ok=True)
+        return kept
+
+    def get_file(self, name: str, path: Path, trial: int | None = None) -> bool:
+        with self._reading():
+            row = self._file_row(name, trial)
+        if row is None:
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        copy = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            sha256, _ = _copy_hashed(self._blob(row["sha256"]), copy)
+            if sha256 != row["sha256"]:
+                return False
+            os.replace(copy, path)
+        except FileNotFoundError:
+            return False
+        finally:
+            copy.unlink(missing_ok=True)
+        return True
+
+    def drop_file(self, name: str, trial: int | None = None) -> None:
+        with self._writing():
+            row = self._file_row(name, trial)
+            if row is not None:
+                self._do(
+                    "DELETE FROM files WHERE study = :study AND trial = :trial AND name = :name",
+                    trial=STUDY_FILES if trial is None else trial,
+                    name=name,
+                )
+                self._drop_unreferenced(row["sha256"])
+
+    def files(self, trial: int | None = None) -> list[StoredFile]:
+        with self._reading():
+            rows = self._all(
+                "SELECT name, sha256, size FROM files WHERE study = :study AND trial = :trial ORDER BY name",
+                trial=STUDY_FILES if trial is None else trial,
+            )
+        return [StoredFile(row["name"], trial, row["sha256"], row["size"]) for row in rows]
+
+    def close(self) -> None:
+        self._connection.close()
+
+    # --- inside a transaction
+
+    def _claimed(self, claim: Claim) -> sqlite3.Row:
+        row = self._trial_row(claim.number)
+        if row["state"] != State.RUNNING or row["token"] != claim.token:
+            raise ClaimLost(f"worker {claim.worker} holds trial {claim.number} no more: it is {row['state']}")
+        return row
+
+    def _end(self, number: int, outcome: Outcome) -> None:
+        loss, result, kind, reason = None, {}, None, None
+        match outcome:
+            case Completed(loss, result):
+                state = State.COMPLETED
+            case Pruned(loss, result):
+                state = State.PRUNED
+            case Failed(kind, reason):
+                state = State.FAILED
+        self._do(
+            "UPDATE trials SET state = :state, loss = :loss, result = :result, error_kind = :kind,"
+            " error_reason = :reason, ended = :now, revision = :revision"
+            " WHERE study = :study AND number = :number",
+            state=state.value,
+            loss=loss,
+            result=_dump(result),
+            kind=kind,
+            reason=reason,
+            now=time.time(),
+            revision=self._next_revision(),
+            number=number,
+        )
+
+    def _offer_again(self, number: int) -> None:
+        self._do(
+            "UPDATE trials SET state = 'waiting', token = NULL, worker = NULL, stop = 0, revision = :revision"
+            " WHERE study = :study AND number = :number",
+            revision=self._next_revision(),
+            number=number,
+        )
+
+    def _next_revision(self) -> int:
+        self._do("UPDATE studies SET revision = revision + 1 WHERE id = :study")
+        return self._one("SELECT revision FROM studies WHERE id = :study")["revision"]
+
+    def _trial_row(self, number: int) -> sqlite3.Row:
+        row = self._one("SELECT * FROM trials WHERE study = :study AND number = :number", number=number)
+        if row is None:
+            raise NoSuchTrial(f"study {self.study!r} has no trial {number}", "`hpo show` lists its trials")
+        return row
+
+    def _file_row(self, name: str, trial: int | None) -> Any:
+        return self._one(
+            "SELECT sha256 FROM files WHERE study = :study AND trial = :trial AND name = :name",
+            trial=STUDY_FILES if trial is None else trial,
+            name=name,
+        )
+
+    def _drop_unreferenced(self, sha256: str) -> None:
+        if self._one("SELECT 1 FROM files WHERE sha256 = :sha256 LIMIT 1", sha256=sha256) is None:
+            self._blob(sha256).unlink(missing_ok=True)
+
+    def _blob(self, sha256: str) -> Path:
+        return self._blobs / sha256[:2] / sha256
+
+    def _do(self, sql: str, **values: Any) -> None:
+        self._connection.execute(sql, {"study": self._id, **values})
+
+    def _one(self, sql: str, **values: Any) -> Any:
+        return self._connection.execute(sql, {"study": self._id, **values}).fetchone()
+
+    def _all(self, sql: str, **values: Any) -> list[sqlite3.Row]:
+        return self._connection.execute(sql, {"study": self._id, **values}).fetchall()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """One snapshot for all the SELECTs inside."""
+        with _explained(self._path):
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._connection.execute("COMMIT")
+
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return _writing(self._connection, self._path)
+
+
+# --- opening
+
+
+def files_folder(path: Path) -> Path:
+    """Where the files of the studies in ``hpo.db`` are: ``hpo.files``."""
+    return path.with_suffix(".files")
+
+
+def _refuse_network(path: Path) -> None:
+    if kind := network_filesystem(path):
+        raise StoreUnreachable(
+            f"{path} is on a network file system ({kind}), where SQLite's locks can't be trusted",
+            "keep the store on a local disk, for example --store sqlite:////tmp/hpo.db",
+        )
+
+
+def _create(path: Path, *, schema_version: int, migrations: Sequence[str]) -> None:
+    """Make a new store, whole or not at all: it is built beside and linked into place."""
+    if not path.parent.is_dir():
+        raise StoreUnreachable(
+            f"the folder {path.parent} for the store {path.name} does not exist", f"mkdir -p {path.parent}"
+        )
+    for leftover in (path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
+        if leftover.exists():
+            # SQLite would replay a log that belongs to another file into the new one.
+            raise StoreDamaged(
+                f"{path} is missing but its log {leftover.name} is there",
+                f"put {path.name} back, or remove {leftover.name} to start anew",
+            )
+    new = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    with _explained(path):
+        try:
+            connection = sqlite3.connect(new, isolation_level=None)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.executescript("BEGIN;" + SCHEMA + "".join(migrations) + "COMMIT;")
+            connection.execute(f"PRAGMA user_version = {schema_version}")
+            connection.close()
+            with contextlib.suppress(FileExistsError):  # another process was quicker: its file is as good
+                os.link(new, path)
+        finally:
+            for leftover in path.parent.glob(new.name + "*"):
+                leftover.unlink(missing_ok=True)
+
+
+def _open(path: Path, *, check: bool, migrations: Sequence[str]) -> sqlite3.Connection:
+    if path.is_dir():
+        raise NotAStore(f"{path} is a folder", f"name a file in it: --store sqlite:///{path}/hpo.db")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except FileNotFoundError:
+        raise StoreUnreachable(
+            f"there is no store at {path}", "`hpo optimize` makes it; or name it with --store sqlite:///PATH"
+        ) from None
+    except PermissionError:
+        raise StoreUnreachable(f"{path} may not be read", "check its permissions") from None
+    if not head:
+        raise StoreDamaged(
+            f"{path} is empty, which a store never is",
+            "restore it, or remove it to start anew: nothing was written",
+        )
+    if head != b"SQLite format 3\0":
+        raise NotAStore(
+            f"{path} is no store of hpo: it is not an SQLite file", "name another file with --store"
+        )
+    with _explained(path):
+        # Look first through a connection that can't write: a damaged file must stay as it is.
+        with contextlib.closing(_connect(path, "ro")) as connection:
+            found = _pragma(connection, "user_version")
+            if _pragma(connection, "application_id") != APPLICATION_ID:
+                raise NotAStore(
+                    f"{path} is an SQLite file of another program", "name another file with --store"
+                )
+            if found > 1 + len(migrations):
+                raise StoreNewer(
+                    f"{path} was written by a newer hpo (its schema is {found}, this one knows up to"
+                    f" {1 + len(migrations)})",
+                    "upgrade hpo; nothing was written",
+                )
+            if check and (faults := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                raise StoreDamaged(f"{path} is damaged: {faults}", _RESCUE.format(path=path))
+        connection = _connect(path, "rw")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA journal_size_limit = 16777216")
+        if found < 1 + len(migrations):
+            _migrate(connection, path, migrations)
+        return connection
+
+
+_RESCUE = 'nothing was written; copy what is left with: sqlite3 {path} ".recover" | sqlite3 rescued.db'
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    quoted = str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    connection = sqlite3.connect(
+        f"file:{quoted}?mode={mode}",
+        uri=True,
+        timeout=BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    connection.row_factory = sqlite3.Row
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[str]) -> None:
+    with _writing(connection, path):
+        # Another process may have done it while this one waited for the lock.
+        version = _pragma(connection, "user_version")
+        for migration in migrations[version - 1 :]:
+            for statement in filter(str.strip, migration.split(";")):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {1 + len(migrations)}")
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+@contextlib.contextmanager
+def _writing(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
+    with _explained(path):
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            if connection.in_transaction:  # a full disk has rolled it back already
+                connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """SQLite's and the system's errors as ours, by error code, never by message."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _explain(error, path) from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _full(path) from error
+        if error.errno == errno.EROFS:
+            raise _read_only(path) from error
+        raise
+
+
+def _explain(error: sqlite3.Error, path: Path) -> StoreError:
+    match getattr(error, "sqlite_errorcode", 0) & 0xFF:  # the primary code; the rest are details
+        case sqlite3.SQLITE_FULL:
+            return _full(path)
+        case sqlite3.SQLITE_READONLY:
+            return _read_only(path)
+        case sqlite3.SQLITE_CORRUPT:
+            return StoreDamaged(f"{path} is damaged: {error}", _RESCUE.format(path=path))
+        case sqlite3.SQLITE_NOTADB:
+            return StoreDamaged(f"{path} is damaged: its header is torn", _RESCUE.format(path=path))
+        case sqlite3.SQLITE_CANTOPEN:
+            return StoreUnreachable(f"{path} can't be opened: {error}", "check its folder and permissions")
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return StoreError(
+                f"{path} was locked by another process for {BUSY_SECONDS:g} s",
+                "look for a process that holds it open: fuser " + str(path),
+            )
+        case sqlite3.SQLITE_IOERR:
+            return StoreError(f"reading or writing {path} failed: {error}", "check the disk it is on")
+    return StoreError(f"the store {path} failed: {error}")
+
+
+def _full(path: Path) -> StoreFull:
+    return StoreFull(
+        f"the disk under {path} is full", "free some space and repeat the command: nothing is lost"
+    )
+
+
+def _read_only(path: Path) -> StoreReadOnly:
+    return StoreReadOnly(f"{path} can't be written", "make the file and its folder writable, or copy them")
+
+
+def _copy_hashed(source: Path, target: Path) -> tuple[str, int]:
+    """Copy to a new file, durably; returns the SHA-256 of its bytes and their count."""
+    digest = hashlib.sha256()
+    with open(source, "rb") as reader, open(target, "xb") as writer:
+        while chunk := reader.read(1 << 20):
+            digest.update(chunk)
+            writer.write(chunk)
+        writer.flush()
+        os.fsync(writer.fileno())
+        size = writer.tell()
+    shutil.copymode(source, target)
+    return digest.hexdigest(), size
+
+
+# --- rows and documents
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def _fields(driver: Driver) -> dict[str, Any]:
+    return {"host": driver.host, "pid": driver.pid, "started": driver.started, "token": driver.token}
+
+
+def _driver(text: str | None) -> Driver | None:
+    return None if text is None else Driver(**json.loads(text))
+
+
+def _identity_document(identity: Identity) -> dict[str, Any]:
+    return {
+        "entry_point": identity.entry_point,
+        "fingerprint": identity.fingerprint,
+        "space": identity.space,
+        "arguments": dict(identity.arguments),
+        "seed": identity.seed,
+        "algorithm": identity.algorithm,
+    }
+
+
+def _trial(row: sqlite3.Row) -> Trial:
+    kind = row["error_kind"]
+    return Trial(
+        number=row["number"],
+        state=State(row["state"]),
+        point=json.loads(row["point"]),
+        params=json.loads(row["params"]),
+        revision=row["revision"],
+        loss=row["loss"],
+        result=json.loads(row["result"]),
+        error=None if kind is None else Failed(Kind(kind), row["error_reason"]),
+        worker=row["worker"],
+        attempts=row["attempts"],
+        epochs=row["epochs"],
+        created=row["created"],
+        started=row["started"],
+        ended=row["ended"],
+        snapshot=row["snapshot"],
+    )
+
+
+def _report(row: sqlite3.Row) -> Report:
+    return Report(
+        number=row["number"],
+        epoch=row["epoch"],
+        loss=row["loss"],
+        metrics=json.loads(row["metrics"]),
+        time=row["time"],
+        attempt=row["attempt"],
+        revision=row["revision"],
+    )
