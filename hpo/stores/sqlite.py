@@ -238,8 +238,7 @@ class SqliteStore:
     def note(self, name: str, value: Any) -> None:
         with self._writing():
             self._do(
-                "INSERT INTO notes VALUES (:study, :name, :value)"
-                " ON CONFLICT (study, name) DO UPDATE SET value = excluded.value",
+                "INSERT OR REPLACE INTO notes VALUES (:study, :name, :value)",
                 name=name,
                 value=_dump(value),
             )
@@ -305,8 +304,7 @@ class SqliteStore:
     def announce(self, worker: str, offers: Mapping[str, Any]) -> None:
         with self._writing():
             self._do(
-                "INSERT INTO workers VALUES (:study, :worker, :offers, :now)"
-                " ON CONFLICT (study, name) DO UPDATE SET offers = excluded.offers, announced = excluded.announced",
+                "INSERT OR REPLACE INTO workers VALUES (:study, :worker, :offers, :now)",
                 worker=worker,
                 offers=_dump(dict(offers)),
                 now=time.time(),
@@ -358,10 +356,8 @@ class SqliteStore:
         with self._writing():
             row = self._claimed(claim)
             self._do(
-                "INSERT INTO reports VALUES"
-                " (:study, :number, :epoch, :loss, :metrics, :time, :attempt, :revision)"
-                " ON CONFLICT (study, number, epoch) DO UPDATE SET loss = excluded.loss, metrics = excluded.metrics,"
-                " time = excluded.time, attempt = excluded.attempt, revision = excluded.revision",
+                "INSERT OR REPLACE INTO reports VALUES"
+                " (:study, :number, :epoch, :loss, :metrics, :time, :attempt, :revision)",
                 number=claim.number,
                 epoch=epoch,
                 loss=loss,
@@ -465,8 +461,7 @@ class SqliteStore:
                     os.replace(copy, blob)
                     old = self._file_row(name, trial)
                     self._do(
-                        "INSERT INTO files VALUES (:study, :trial, :name, :sha256, :size)"
-                        " ON CONFLICT (study, trial, name) DO UPDATE SET sha256 = excluded.sha256, size = excluded.size",
+                        "INSERT OR REPLACE INTO files VALUES (:study, :trial, :name, :sha256, :size)",
                         trial=STUDY_FILES if trial is None else trial,
                         name=name,
                         sha256=sha256,
@@ -527,23 +522,11 @@ class SqliteStore:
         return row
 
     def _end(self, number: int, outcome: Outcome) -> None:
-        loss, result, kind, reason = None, {}, None, None
-        match outcome:
-            case Completed(loss, result):
-                state = State.COMPLETED
-            case Pruned(loss, result):
-                state = State.PRUNED
-            case Failed(kind, reason):
-                state = State.FAILED
         self._do(
             "UPDATE trials SET state = :state, loss = :loss, result = :result, error_kind = :kind,"
             " error_reason = :reason, ended = :now, revision = :revision"
             " WHERE study = :study AND number = :number",
-            state=state.value,
-            loss=loss,
-            result=_dump(result),
-            kind=kind,
-            reason=reason,
+            **_outcome_columns(outcome),
             now=time.time(),
             revision=self._next_revision(),
             number=number,
@@ -822,6 +805,18 @@ def _identity_document(identity: Identity) -> dict[str, Any]:
         "seed": identity.seed,
         "algorithm": identity.algorithm,
     }
+
+
+def _outcome_columns(outcome: Outcome) -> dict[str, Any]:
+    match outcome:
+        case Completed():
+            state, loss, result = State.COMPLETED, outcome.loss, outcome.result
+        case Pruned():
+            state, loss, result = State.PRUNED, outcome.loss, outcome.result
+        case Failed(kind, reason):
+            nothing = {"loss": None, "result": "{}"}
+            return {"state": State.FAILED.value, "kind": kind.value, "reason": reason, **nothing}
+    return {"state": state.value, "loss": loss, "result": _dump(result), "kind": None, "reason": None}
 
 
 def _trial(row: sqlite3.Row) -> Trial:
