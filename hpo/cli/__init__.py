@@ -1,0 +1,97 @@
+"""The `hpo` command. Each command is imported when it is called: ``hpo --help`` loads click alone."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from hpo.core.errors import HpoError
+from hpo.version import __version__
+
+COMMANDS = {
+    "optimize": ("hpo.cli.optimize", "Search for the best parameters of a training function."),
+    "show": ("hpo.cli.show", "List studies, a study's trials, or one trial."),
+    "best": ("hpo.cli.show", "Print the best trial of a study."),
+    "space": ("hpo.cli.space", "Check and draw a search space."),
+    "ui": ("hpo.cli.mlflow", "Open MLflow's pages on the studies."),
+    "mlflow": ("hpo.cli.mlflow", "Bring MLflow up to date with the store."),
+}
+
+EXIT_CODES = """\b
+Exit codes:
+  0 done · 1 internal error · 2 usage or search space · 3 no trial succeeded
+  4 too many failures · 5 store or tracking unreachable · 75 stopped by SIGTERM,
+  run again · 124 --timeout reached · 130 Ctrl-C"""
+
+
+class _Commands(click.Group):
+    """A group whose commands' modules are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _ = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(module), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+@click.command(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EXIT_CODES + "\n\n\b\nExample:\n  hpo optimize spaces/digits_mlp.py --max-evals 20",
+)
+@click.version_option(__version__, prog_name="hpo")
+def hpo() -> None:
+    """Bayesian hyperparameter optimization for people who train neural networks.
+
+    Declare a search space as a hyperopt expression and a training function, in one file; hpo searches it,
+    runs every trial in a process of its own, survives being killed, and shows the trials in MLflow.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command; every error is a sentence and a hint, and ends with its exit code.
+
+    A traceback is shown with --debug, anywhere on the line, or HPO_DEBUG=1.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    is_debug = "--debug" in given or bool(os.environ.get("HPO_DEBUG"))
+    try:
+        code: Any = hpo.main(
+            [word for word in given if word != "--debug"], prog_name="hpo", standalone_mode=False
+        )
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except HpoError as error:
+        if is_debug:
+            traceback.print_exc()
+        click.echo(f"{type(error).__name__}: {error.message}", err=True)
+        if error.hint:
+            click.echo(f"hint: {error.hint}", err=True)
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except BrokenPipeError:  # `hpo show … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 0
+    except Exception as error:
+        if is_debug:
+            traceback.print_exc()
+        click.echo(f"internal error: {type(error).__name__}: {error}", err=True)
+        click.echo("hint: repeat the command with --debug and report what it prints", err=True)
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)

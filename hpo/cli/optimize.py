@@ -1,0 +1,323 @@
+"""`hpo optimize`: drive a study."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hpo.cli.interrupts import Interrupts
+from hpo.cli.options import Duration, echo_json, json_option, store_option
+
+if TYPE_CHECKING:
+    from hpo.executors import Executor
+    from hpo.launch import Driven
+    from hpo.study import Ending
+    from hpo.tracking.mlflow import MlflowObserver
+
+
+@click.command(
+    epilog="\b\nExamples:\n  hpo optimize spaces/digits_mlp.py --max-evals 20\n"
+    "  hpo optimize spaces/digits_mlp.py --max-evals 100 --gpus 0,1 --set epochs=30"
+)
+@click.argument("file", metavar="FILE.py[:OBJECTIVE]")
+@click.option("--max-evals", type=click.IntRange(min=1), help="Stop after so many ended trials in all.")
+@click.option(
+    "--timeout", type=Duration(), help="Stop after this time (2h, 30m); running trials are handed back."
+)
+@click.option("--study", help="The study's name.  [default: the file's name]")
+@store_option
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Trials at a time.  [default: one a GPU entry, else 1]"
+)
+@click.option("--gpus", help="A worker for each entry: 0,1 is two workers; 0+1,2+3 two workers of two GPUs.")
+@click.option(
+    "--algo", "algorithm", help="auto, tpe, random, or module:function of hyperopt.  [default: auto]"
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), help="Seed of the search.  [default: random, kept in the study]"
+)
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Fix a parameter, or an argument of the objective.",
+)
+@click.option("--trial-timeout", type=Duration(), help="Kill a trial that takes longer.")
+@click.option(
+    "--retries",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="How often a trial runs again when its worker dies.",
+)
+@click.option(
+    "--max-failures",
+    type=click.FloatRange(0, 1),
+    default=0.9,
+    show_default=True,
+    help="Stop when a larger share of the trials has failed (of ten or more).",
+)
+@click.option("--isolate", is_flag=True, help="A fresh process for every trial.")
+@click.option("--inline", is_flag=True, help="Run trials in this process, to debug them.")
+@click.option(
+    "--lease",
+    type=Duration(),
+    default="30s",
+    show_default=True,
+    help="Offer a trial again when its worker is silent so long.",
+)
+@click.option(
+    "--tracking-uri",
+    envvar="MLFLOW_TRACKING_URI",
+    help="MLflow's database or server, or none.  [default: mlflow.db beside the store]",
+)
+@click.option(
+    "--experiment", envvar="MLFLOW_EXPERIMENT_NAME", help="MLflow's experiment.  [default: the study's name]"
+)
+@click.option("--take-over", is_flag=True, help="The study's driver on another host is dead for certain.")
+@json_option
+def optimize(
+    file: str,
+    store: str,
+    sets: tuple[str, ...],
+    workers: int | None,
+    gpus: str | None,
+    max_evals: int | None,
+    timeout: float | None,
+    max_failures: float,
+    retries: int,
+    lease: float,
+    isolate: bool,
+    inline: bool,
+    tracking_uri: str | None,
+    experiment: str | None,
+    as_json: bool,
+    trial_timeout: float | None,
+    **asked: Any,
+) -> int:
+    """Search for the best parameters of a training function.
+
+    FILE.py has a `space` (a hyperopt expression) and an `objective(params, run)` that returns a loss.
+    The same command again continues the study: --max-evals counts all its ended trials.
+    Ctrl-C finishes the running trials, a second one hands them back, a third leaves at once.
+    """
+    if max_evals is None and timeout is None:
+        raise click.UsageError("say when to stop: --max-evals 100, or --timeout 2h")
+    slots = worker_slots(workers, gpus)
+    if inline and (len(slots) > 1 or gpus or isolate or trial_timeout):
+        raise click.UsageError(
+            "--inline runs one trial at a time here: no --workers, --gpus, --isolate, --trial-timeout"
+        )
+
+    from hpo.launch import Request, driving
+    from hpo.loading import parse_settings
+    from hpo.study import Limits
+
+    request = Request(
+        file=file,
+        store=store,
+        settings=parse_settings(sets),
+        limits=Limits(max_evals, timeout, max_failures, retries, lease),
+        trial_timeout_seconds=trial_timeout,
+        **asked,
+    )
+    with driving(request) as driven:
+        return _drive(driven, request.limits, slots, isolate, inline, tracking_uri, experiment, as_json)
+
+
+def worker_slots(workers: int | None, gpus: str | None) -> list[tuple[str, ...]]:
+    """The devices of each worker: ``0+1,2+3`` is ``[("0", "1"), ("2", "3")]``; no GPUs are empty tuples."""
+    if gpus is None:
+        return [()] * (workers or 1)
+    slots = [tuple(device.strip() for device in entry.split("+")) for entry in gpus.split(",")]
+    if not all(device for slot in slots for device in slot):
+        raise click.UsageError(f"--gpus {gpus}: an entry is empty; write 0,1 or 0+1,2+3")
+    if workers is not None and workers != len(slots):
+        raise click.UsageError(
+            f"--workers {workers} does not match --gpus {gpus}, which names {len(slots)} workers;"
+            " leave --workers out, or name a GPU for each (0,0 puts two on one)"
+        )
+    return slots
+
+
+def _drive(
+    driven: Driven,
+    limits: Any,
+    slots: list[tuple[str, ...]],
+    isolate: bool,
+    inline: bool,
+    tracking_uri: str | None,
+    experiment: str | None,
+    as_json: bool,
+) -> int:
+    from rich.console import Console
+
+    from hpo.search import algorithm
+    from hpo.study import Study
+    from hpo.tracking.mlflow import MlflowObserver, default_tracking_uri
+    from hpo.tracking.progress import Progress
+
+    identity, store = driven.identity, driven.store
+    search = algorithm(identity.algorithm)
+    tracking_uri = tracking_uri or default_tracking_uri(driven.settings.store)
+    mlflow = None
+    if tracking_uri != "none":
+        mlflow = MlflowObserver(driven.settings.store, identity.study, tracking_uri, experiment)
+    console = Console(stderr=True)
+    best = store.best()
+    progress = Progress(
+        console,
+        identity.study,
+        limits.max_evals,
+        counts=store.record().counts,
+        best=None if best is None else best.loss,
+        parallelism=len(slots),
+    )
+    with contextlib.ExitStack() as cleanup:
+        cleanup.enter_context(_logged_to(progress.say))
+        interrupts = cleanup.enter_context(Interrupts(progress.say, patience=2 if inline else 3))
+        progress.say(_opening(driven, len(slots)))
+        for warning in driven.warnings:
+            progress.say(f"warning: {warning}")
+        ending, executor = None, None
+        try:
+            executor = _executor(driven, slots, isolate, inline)
+            study = Study(
+                store=store,
+                space=driven.task.space,
+                algorithm=search,
+                executor=executor,
+                limits=limits,
+                seed=identity.seed,
+                work_folder=driven.settings.work_folder,
+                observers=[progress, *([mlflow] if mlflow else [])],
+            )
+            ending = study.run(interrupts)
+        finally:
+            if executor is not None:
+                executor.close()
+            store.recall()
+            progress.close()
+            _close(mlflow, ending, progress.say)
+            if ending is None:  # an error passes through here: say at least how to go on
+                _say_how_to_go_on(driven, mlflow, progress.say)
+    return _conclude(driven, ending, interrupts, mlflow, progress.say, as_json)
+
+
+def _executor(driven: Driven, slots: list[tuple[str, ...]], isolate: bool, inline: bool) -> Executor:
+    if inline:
+        from hpo.executors.inline import InlineExecutor
+        from hpo.executors.processes import worker_name
+
+        return InlineExecutor(driven.store, driven.task, driven.settings, worker_name(os.getpid()))
+    from hpo.executors.processes import ProcessExecutor
+
+    return ProcessExecutor(driven.settings, slots, isolate=isolate)
+
+
+def _close(mlflow: MlflowObserver | None, ending: Ending | None, say: Callable[[str], None]) -> None:
+    from hpo.study import Ending
+
+    if mlflow is None:
+        return
+    if ending is None:
+        mlflow.close(timeout=0.0, status="KILLED")
+    elif not mlflow.close(status="FINISHED" if ending is Ending.DONE else "KILLED"):
+        say("MLflow does not have everything yet; `hpo mlflow sync` brings the rest")
+
+
+def _conclude(
+    driven: Driven,
+    ending: Ending,
+    interrupts: Interrupts,
+    mlflow: MlflowObserver | None,
+    say: Callable[[str], None],
+    as_json: bool,
+) -> int:
+    from hpo.core.plain import flat
+    from hpo.study import Ending
+
+    record, best = driven.store.record(), driven.store.best()
+    counts = {state: record.counts[state] for state in ("completed", "pruned", "failed")}
+    if best is not None:
+        say(f"best: trial {best.number}, loss {best.loss:.6g}")
+        for name, value in flat(best.params).items():
+            say(f"  {name} = {value}")
+    _say_how_to_go_on(driven, mlflow, say, is_done=ending is Ending.DONE)
+    if as_json:
+        location = mlflow.location if mlflow else None
+        echo_json(
+            {
+                "study": record.identity.study,
+                "store": driven.settings.store,
+                "trials": counts,
+                "best": None
+                if best is None
+                else {"trial": best.number, "loss": best.loss, "params": best.params},
+                "mlflow": None
+                if location is None
+                else {
+                    "tracking_uri": location.tracking_uri,
+                    "experiment_id": location.experiment_id,
+                    "run_id": location.run_id,
+                },
+            }
+        )
+    match ending:
+        case Ending.DRAINED | Ending.CANCELLED:
+            return interrupts.exit_code
+        case Ending.TIMEOUT:
+            say("the study reached its --timeout")
+            return 124
+        case Ending.FAILURES:
+            say(f"stopped: {counts['failed']} of {sum(counts.values())} trials failed (--max-failures)")
+            return 4
+    if best is None:
+        say(f"no trial succeeded; see why with: hpo show {record.identity.study}")
+        return 3
+    return 0
+
+
+def _opening(driven: Driven, slots: int) -> str:
+    identity = driven.identity
+    what = "new study" if driven.is_new else "continuing study"
+    workers = f"{slots} worker{'s' if slots > 1 else ''}"
+    search = f"{identity.algorithm}, seed {identity.seed}"
+    return f"{what} {identity.study} in {driven.settings.store}: {search}, {workers}"
+
+
+def _say_how_to_go_on(
+    driven: Driven, mlflow: MlflowObserver | None, say: Callable[[str], None], *, is_done: bool = False
+) -> None:
+    study, store = driven.identity.study, driven.settings.store
+    where = "" if store == "sqlite:///hpo.db" else f" --store {shlex.quote(store)}"
+    if not is_done:
+        say(f"continue: {shlex.join(['hpo', *sys.argv[1:]])}")
+    say(f"trials:   hpo show {study}{where}")
+    if mlflow is not None:
+        url = mlflow.location.url if mlflow.location else None
+        say(f"MLflow:   {url or f'hpo ui{where}'}")
+
+
+@contextlib.contextmanager
+def _logged_to(say: Callable[[str], None]) -> Iterator[None]:
+    """hpo's own warnings go above the progress display, not through it."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(self.format(record))
+
+    logger, handler = logging.getLogger("hpo"), Handler(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

@@ -1,0 +1,44 @@
+"""Option types and options that several commands share."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import click
+
+from hpo.core.plain import without_nonfinite
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+store_option = click.option(
+    "--store",
+    default="sqlite:///hpo.db",
+    show_default=True,
+    envvar="HPO_STORE",
+    help="Where the studies are kept; also HPO_STORE.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+
+
+class Duration(click.ParamType):
+    """``90``, ``90s``, ``20m``, ``1h30m``, ``2d`` in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        parts = re.findall(r"(\d+(?:\.\d+)?)([smhd]?)", value)
+        if not parts or "".join(number + unit for number, unit in parts) != value:
+            self.fail(f"{value!r} is no duration; write 90s, 20m, 2h or 1h30m", param, ctx)
+        seconds = sum(float(number) * UNITS[unit or "s"] for number, unit in parts)
+        if seconds <= 0:
+            self.fail("a duration must be more than zero", param, ctx)
+        return seconds
+
+
+def echo_json(document: Any) -> None:
+    """One document on stdout; NaN and infinity as null, which every reader of JSON accepts."""
+    click.echo(json.dumps(without_nonfinite(document), indent=2, ensure_ascii=False, allow_nan=False))

@@ -1,0 +1,210 @@
+"""`hpo show` and `hpo best`: what the store knows."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from hpo.cli.options import echo_json, json_option, store_option
+from hpo.core.errors import NoTrialSucceeded, UsageError
+from hpo.core.plain import flat
+from hpo.core.trial import Trial
+from hpo.stores import Catalog, Store, connect
+
+SORTS = ("loss", "number", "seconds", "started", "state")
+
+
+@click.command(
+    epilog="\b\nExamples:\n  hpo show\n  hpo show digits_mlp --sort -seconds --limit 5\n"
+    "  hpo show digits_mlp 17"
+)
+@click.argument("study", required=False)
+@click.argument("trial", type=click.IntRange(min=0), required=False)
+@store_option
+@click.option(
+    "--sort",
+    default="loss",
+    show_default=True,
+    help=f"{', '.join(SORTS)}, or a parameter; a leading - reverses.",
+)
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Show so many trials."
+)
+@click.option("--all", "is_all", is_flag=True, help="Show all trials.")
+@json_option
+def show(
+    study: str | None, trial: int | None, store: str, sort: str, limit: int, is_all: bool, as_json: bool
+) -> None:
+    """List the studies, the trials of STUDY by loss, or all about one TRIAL."""
+    with contextlib.closing(connect(store)) as catalog:
+        if study is None:
+            _show_studies(catalog, as_json)
+        elif trial is None:
+            _show_trials(catalog.open(study), sort, None if is_all else limit, as_json)
+        else:
+            _show_trial(catalog.open(study), trial, as_json)
+
+
+@click.command(epilog="\b\nExample:\n  hpo best digits_mlp --json")
+@click.argument("study")
+@store_option
+@json_option
+def best(study: str, store: str, as_json: bool) -> None:
+    """Print the trial of lowest loss of STUDY and its parameters.
+
+    With --json, a document with `trial`, `loss` and `params`.
+    """
+    with contextlib.closing(connect(store)) as catalog:
+        found = catalog.open(study).best()
+    if found is None:
+        raise NoTrialSucceeded(f"study {study!r} has no completed trial", f"see why: hpo show {study}")
+    if as_json:
+        echo_json({"trial": found.number, "loss": found.loss, "params": found.params})
+        return
+    click.echo(f"trial {found.number}, loss {found.loss:.6g}")
+    for name, value in flat(found.params).items():
+        click.echo(f"{name} = {value}")
+
+
+def _show_studies(catalog: Catalog, as_json: bool) -> None:
+    rows = []
+    for name in catalog.names():
+        study = catalog.open(name)
+        record, found = study.record(), study.best()
+        rows.append(
+            {
+                "study": name,
+                **{state: record.counts[state] for state in ("completed", "pruned", "failed", "running")},
+                "best": None if found is None else found.loss,
+                "created": _iso(record.created),
+            }
+        )
+    if as_json:
+        echo_json(rows)
+    elif not rows:
+        click.echo("no studies yet; start one: hpo optimize FILE.py --max-evals 20")
+    else:
+        table = _table(["study", "completed", "pruned", "failed", "running", "best loss", "created"])
+        for row in rows:
+            table.add_row(*(_short(value) for value in row.values()))
+        _print(table)
+
+
+def _show_trials(store: Store, sort: str, limit: int | None, as_json: bool) -> None:
+    trials = _sorted(list(store.trials()), sort)
+    if as_json:
+        echo_json([document(trial) for trial in trials])
+        return
+    shown = trials[:limit]
+    table = _table(["trial", "state", "loss", "seconds", "parameters or error"])
+    for trial in shown:
+        what = " ".join(f"{name}={_short(value)}" for name, value in flat(trial.params).items())
+        if trial.error is not None:
+            what = f"{trial.error.kind}: {trial.error.reason}"
+        table.add_row(str(trial.number), trial.state, _short(trial.loss), _short(trial.seconds), what)
+    _print(table)
+    if len(trials) > len(shown):
+        click.echo(f"{len(trials) - len(shown)} more: --all, or --limit N")
+
+
+def _show_trial(store: Store, number: int, as_json: bool) -> None:
+    trial = store.trial(number)
+    if as_json:
+        echo_json(document(trial))
+        return
+    lines: dict[str, Any] = {
+        "trial": f"{number} of {store.study}",
+        "state": trial.state,
+        "loss": _short(trial.loss),
+        "started": None if trial.started is None else _iso(trial.started),
+        "seconds": _short(trial.seconds),
+        "worker": trial.worker,
+        "attempts": trial.attempts,
+        "code": trial.snapshot and trial.snapshot[:12],
+    }
+    if trial.error is not None:
+        lines["error"] = f"{trial.error.kind}: {trial.error.reason}"
+    lines |= {f"  {name}": value for name, value in flat(trial.params).items()}
+    lines |= {f"result.{name}": value for name, value in flat(trial.result).items()} if trial.result else {}
+    width = max(len(name) for name in lines)
+    for name, value in lines.items():
+        click.echo(f"{name:<{width}}  {'-' if value is None else value}")
+    if reports := store.reports(number):
+        names = sorted({name for report in reports for name in report.metrics})[:6]
+        table = _table(["epoch", "loss", *names])
+        for report in reports:
+            values = [report.loss, *(report.metrics.get(name) for name in names)]
+            table.add_row(str(report.epoch), *(_short(value) for value in values))
+        _print(table)
+    if files := store.files(number):
+        click.echo("files: " + ", ".join(f"{file.name} ({file.size} bytes)" for file in files))
+
+
+def document(trial: Trial) -> dict[str, Any]:
+    """A trial as `--json` shows it."""
+    return {
+        "number": trial.number,
+        "state": trial.state.value,
+        "loss": trial.loss,
+        "params": trial.params,
+        "epochs": trial.epochs,
+        "started": None if trial.started is None else _iso(trial.started),
+        "seconds": trial.seconds,
+        "worker": trial.worker,
+        "attempts": trial.attempts,
+        "epoch_time": trial.result.get("epoch_time"),
+        "error": None if trial.error is None else {"kind": trial.error.kind, "reason": trial.error.reason},
+    }
+
+
+def _sorted(trials: list[Trial], sort: str) -> list[Trial]:
+    """By a column or a parameter; what has no value comes last either way."""
+    name, is_reversed = sort.removeprefix("-"), sort.startswith("-")
+    if name in SORTS:
+        keys = {trial.number: getattr(trial, name) for trial in trials}
+    else:
+        keys = {trial.number: flat(trial.params).get(name) for trial in trials}
+        if trials and all(key is None for key in keys.values()):
+            known = sorted({parameter for trial in trials for parameter in flat(trial.params)})
+            raise UsageError(f"--sort {name}: no such column", f"there are {', '.join([*SORTS, *known])}")
+    valued = [trial for trial in trials if keys[trial.number] is not None]
+    without = [trial for trial in trials if keys[trial.number] is None]
+    try:
+        valued.sort(key=lambda trial: keys[trial.number], reverse=is_reversed)
+    except TypeError:  # a parameter of numbers here and words there
+        valued.sort(key=lambda trial: str(keys[trial.number]), reverse=is_reversed)
+    return valued + without
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _table(columns: Iterable[str]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    *narrow, wide = columns
+    for column in narrow:
+        table.add_column(column, no_wrap=True)
+    table.add_column(wide, overflow="fold")
+    return table
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console
+
+    # Piped, a table is as wide as it needs to be: nothing is cut or wrapped for grep.
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200).print(table)

@@ -1,0 +1,50 @@
+"""Trials in the driver's own process, one at a time: for debuggers and notebooks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hpo.executors.protocol import Event, Finished, WorkerSettings
+from hpo.loading import Task
+from hpo.stores import Store
+from hpo.worker import Workplace, run_one
+
+
+class InlineExecutor:
+    """No keeper and no time-out: while a trial runs, nobody is there to expire its claim."""
+
+    slots = 1
+
+    def __init__(self, store: Store, task: Task, settings: WorkerSettings, worker: str) -> None:
+        self._store = store
+        self._task = task
+        self._place = Workplace(
+            worker=worker,
+            folder=settings.work_folder,
+            code=Path(settings.code),
+            study_seed=settings.study_seed,
+            captures=False,
+        )
+        self._submitted: list[int] = []
+
+    def free(self) -> int:
+        return self.slots - len(self._submitted)
+
+    def submit(self, number: int) -> None:
+        if self._submitted:
+            raise IndexError("the one worker is busy")
+        self._submitted.append(number)
+
+    def wait(self, seconds: float) -> list[Event]:
+        events: list[Event] = []
+        while self._submitted:
+            number = self._submitted.pop()
+            run_one(self._store, number, self._task, self._place)
+            events.append(Finished(number))
+        return events
+
+    def cancel(self) -> None:
+        self._submitted.clear()
+
+    def close(self) -> None:
+        self._submitted.clear()

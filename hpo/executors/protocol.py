@@ -1,0 +1,79 @@
+"""What every executor does: it hands trials' numbers to workers and tells the driver what became of them.
+
+An executor knows no results: a worker writes them to the store. `hpo.testing.ExecutorContract` checks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from hpo.core.trial import Failed
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What a worker must know to run trials of one study. JSON, so that it can travel.
+
+    ``code``: the folder with the unpacked snapshot; ``file`` and ``name``: the entry point below it;
+    ``arguments``: what --set says; ``folder``: where trials keep their files meanwhile.
+    """
+
+    store: str
+    study: str
+    study_seed: int
+    code: str
+    file: str
+    name: str
+    folder: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    lease_seconds: float = 30.0
+    timeout_seconds: float | None = None
+
+    @property
+    def work_folder(self) -> Path:
+        return Path(self.folder)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The worker has done with this trial and takes another."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """The worker is gone, and why. ``number``: the trial it was given, None if it was idle."""
+
+    worker: str
+    number: int | None
+    failure: Failed
+
+
+Event = Finished | Died
+
+
+class Executor(Protocol):
+    slots: int
+
+    def free(self) -> int:
+        """How many more trials could be submitted now."""
+
+    def submit(self, number: int) -> None:
+        """Give a trial to a free worker. Raises IndexError if none is free."""
+
+    def wait(self, seconds: float) -> list[Event]:
+        """What happened, as soon as something has; empty after so many seconds without.
+
+        Raises LoadError, as the driver would, when a worker can't load the objective, and WorkerBroken
+        when workers die again and again before they take a trial.
+        """
+
+    def cancel(self) -> None:
+        """Kill the workers that are busy; `wait` tells their deaths no more."""
+
+    def close(self) -> None:
+        """Let idle workers go and kill busy ones."""

@@ -1,0 +1,232 @@
+"""From what a person asked for to a study that may be driven: everything before the loop.
+
+Load the file, compare the study's identity, become its driver, keep the code as it is now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import shutil
+import socket
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from hpo import snapshot as snapshots
+from hpo.core.errors import NoSuchStudy, StudyBusy, StudyChanged, UsageError
+from hpo.core.study import Driver, Identity
+from hpo.executors import WorkerSettings
+from hpo.loading import EntryPoint, Task, load, locate
+from hpo.space import difference, lint
+from hpo.stores import Catalog, Store, connect
+from hpo.study import Limits
+
+STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What `hpo optimize` was asked for. ``study``, ``seed``, ``algorithm``: None takes the study's own."""
+
+    file: str
+    store: str
+    study: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    algorithm: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    trial_timeout_seconds: float | None = None
+    take_over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Driven:
+    """A study that this process drives. ``warnings``: what the person should know before the first trial."""
+
+    store: Store
+    task: Task
+    identity: Identity
+    settings: WorkerSettings
+    is_new: bool
+    warnings: tuple[str, ...]
+
+
+@contextlib.contextmanager
+def driving(request: Request) -> Iterator[Driven]:
+    """Open or create the study and be its driver meanwhile.
+
+    Raises LoadError and SpaceError for the file, StudyChanged with the differences, StudyBusy when a live
+    driver has it, StoreError for the store.
+    """
+    entry = locate(request.file)
+    name = request.study or entry.study
+    if not STUDY_NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} can't name a study", "use letters, digits, '.', '_' and '-': --study my-study"
+        )
+    task = load(entry, request.settings)
+    with contextlib.closing(connect(request.store, create=True, check=True)) as catalog:
+        store, identity, is_new = _open_study(catalog, request, entry, task, name)
+        driver = take_lead(store, take_over=request.take_over)
+        try:
+            work_folder = work_folder_of(request.store, name)
+            shutil.rmtree(
+                work_folder / "trials", ignore_errors=True
+            )  # of workers that died with their driver
+            store.recall()
+            code, code_warnings = _keep_code(store, entry, work_folder)
+            yield Driven(
+                store=store,
+                task=task,
+                identity=identity,
+                settings=WorkerSettings(
+                    store=request.store,
+                    study=name,
+                    study_seed=identity.seed,
+                    code=str(code),
+                    file=entry.file.as_posix(),
+                    name=entry.name,
+                    folder=str(work_folder),
+                    arguments=request.settings,
+                    lease_seconds=request.limits.lease_seconds,
+                    timeout_seconds=request.trial_timeout_seconds,
+                ),
+                is_new=is_new,
+                warnings=(*(str(warning) for warning in lint(task.space)), *code_warnings),
+            )
+        finally:
+            store.resign(driver)
+
+
+def work_folder_of(store_url: str, study: str) -> Path:
+    """Where this machine's workers of a study keep their files: beside the store's own."""
+    return Path(store_url.removeprefix("sqlite:///")).absolute().with_suffix(".files") / "work" / study
+
+
+def _open_study(
+    catalog: Catalog, request: Request, entry: EntryPoint, task: Task, name: str
+) -> tuple[Store, Identity, bool]:
+    try:
+        store, is_new = catalog.open(name), False
+        kept = store.record().identity
+        seed, algorithm = kept.seed, kept.algorithm
+    except NoSuchStudy:
+        kept = None
+        seed, algorithm = secrets.randbelow(2**31), "auto"
+    asked = Identity(
+        study=name,
+        entry_point=str(entry),
+        fingerprint=task.space.fingerprint,
+        space=task.space.describe(),
+        arguments=dict(request.settings),
+        seed=seed if request.seed is None else request.seed,
+        algorithm=request.algorithm or algorithm,
+    )
+    if kept is None:
+        store, is_new = catalog.create(asked), True
+        kept = store.record().identity  # another process may have been quicker
+    if lines := differences(kept, asked):
+        raise StudyChanged(
+            f"study {name!r} exists with another identity:\n" + "\n".join(f"  {line}" for line in lines),
+            "name another study with --study, or put it back as it was",
+        )
+    return store, kept, is_new
+
+
+def differences(kept: Identity, asked: Identity) -> list[str]:
+    """What differs between a study and a command that would continue it, a line each."""
+    lines = [
+        f"{what}: {old} -> {new}"
+        for what, old, new in (
+            ("entry point", kept.entry_point, asked.entry_point),
+            ("seed", kept.seed, asked.seed),
+            ("algorithm", kept.algorithm, asked.algorithm),
+        )
+        if old != new
+    ]
+    keys = sorted(kept.arguments.keys() | asked.arguments.keys())
+    for key in keys:
+        old, new = (side.arguments.get(key, "its default") for side in (kept, asked))
+        if old != new:
+            lines.append(f"--set {key}: {old} -> {new}")
+    if kept.fingerprint != asked.fingerprint:
+        lines += difference(kept.space, asked.space)
+    return lines
+
+
+def take_lead(store: Store, *, take_over: bool = False) -> Driver:
+    """Become the study's driver, in place of one that is dead.
+
+    Whether a driver on this host lives, its pid and start time tell at once; of one on another host
+    nobody can tell here, so ``take_over`` must say that it is dead. Raises StudyBusy.
+    """
+    me = psutil.Process()
+    driver = Driver(socket.gethostname(), me.pid, me.create_time(), secrets.token_hex(8))
+    holder = store.lead(driver)
+    while holder != driver:
+        if holder.host != driver.host and not take_over:
+            raise StudyBusy(
+                f"study {store.study!r} is driven from host {holder.host} (pid {holder.pid})",
+                "stop it there; if it is dead for certain, repeat the command with --take-over",
+            )
+        if holder.host == driver.host and _is_alive(holder):
+            raise StudyBusy(
+                f"study {store.study!r} is being driven by process {holder.pid}",
+                f"wait for it, stop it (kill {holder.pid}), or name another study with --study",
+            )
+        holder = store.lead(driver, instead_of=holder)
+    return driver
+
+
+def _is_alive(driver: Driver) -> bool:
+    try:
+        process = psutil.Process(driver.pid)
+        # Start times are read from the kernel with a hundredth's grain.
+        is_same = abs(process.create_time() - driver.started) < 0.5
+        return is_same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _keep_code(store: Store, entry: EntryPoint, work_folder: Path) -> tuple[Path, list[str]]:
+    """Put the code as it is now into the study; returns the folder it runs from, and what has changed."""
+    now = snapshots.take(entry.root)
+    before = store.record().snapshot
+    code = work_folder / "code" / now.sha256
+    warnings = []
+    with tempfile.TemporaryDirectory() as scratch:
+        old, new = Path(scratch) / "old.zip", Path(scratch) / "new.zip"
+        if before != now.sha256:
+            if before is not None:
+                is_kept = store.get_file(archive_name(before), old)
+                changed = ", ".join(_changed_files(old, now)) if is_kept else "which files is no longer known"
+                warnings.append(f"the code has changed since this study last ran: {changed}")
+            snapshots.pack(now, new)
+            store.put_file(archive_name(now.sha256), new)
+            store.use_snapshot(now.sha256)
+        if not code.exists():
+            if not new.exists():
+                snapshots.pack(now, new)
+            code.parent.mkdir(parents=True, exist_ok=True)
+            snapshots.unpack(new, code)
+    return code, warnings
+
+
+def archive_name(sha256: str) -> str:
+    """What a snapshot is called among a study's files."""
+    return f"snapshot/{sha256}.zip"
+
+
+def _changed_files(archive: Path, now: snapshots.Snapshot, most: int = 5) -> list[str]:
+    with zipfile.ZipFile(archive) as packed:
+        before = {name: packed.read(name) for name in packed.namelist()}
+    after = {path: (now.root / path).read_bytes() for path in now.paths}
+    names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    return names[:most] + ([f"{len(names) - most} more"] if len(names) > most else [])

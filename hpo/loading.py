@@ -1,0 +1,238 @@
+"""``file.py:name`` to the space and the objective in it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from hpo.core.errors import LoadError, UsageError
+
+if TYPE_CHECKING:
+    from hpo.run import Run
+    from hpo.space import Space
+
+ROOT_MARKERS = ("pyproject.toml", ".git")
+
+
+@dataclass(frozen=True, slots=True)
+class EntryPoint:
+    """Where an objective is: ``file`` below the project's ``root``, ``name`` in it."""
+
+    root: Path
+    file: Path
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.file.as_posix()}:{self.name}"
+
+    @property
+    def study(self) -> str:
+        """The default name of a study: the file's; ``space.py`` says nothing, so it takes its folder's."""
+        path = self.root / self.file
+        return path.parent.name if path.stem == "space" else path.stem
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a trial runs: the compiled space and the objective with its arguments."""
+
+    space: Space
+    objective: Callable[..., Any]
+    arguments: Mapping[str, Any]
+    wants_run: bool
+
+    def __call__(self, params: Any, run: Run) -> Any:
+        if self.wants_run:
+            return self.objective(params, run, **self.arguments)
+        return self.objective(params, **self.arguments)
+
+
+def locate(text: str) -> EntryPoint:
+    """``FILE.py`` or ``FILE.py:NAME`` as a person types it; the name defaults to ``objective``.
+
+    The root is the nearest folder above with a pyproject.toml or .git, else the file's own.
+    Raises LoadError.
+    """
+    name = "objective"
+    if ":" in text and not Path(text).exists():
+        text, _, name = text.rpartition(":")
+    path = Path(text)
+    if path.is_dir():
+        raise LoadError(f"{text} is a folder", f"name a file in it: {_python_files(path) or 'it has no .py'}")
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in _siblings(path)], n=1)
+        hint = (
+            f"did you mean {path.with_name(near[0])}?" if near else f"there is: {_python_files(path.parent)}"
+        )
+        raise LoadError(f"there is no file {text}", hint if _python_files(path.parent) else "")
+    if path.suffix != ".py":
+        raise LoadError(
+            f"{text} is no Python file", "a space file is Python: it has a `space` and an `objective`"
+        )
+    path = path.resolve()
+    root = next(
+        (folder for folder in path.parents if any((folder / mark).exists() for mark in ROOT_MARKERS)),
+        path.parent,
+    )
+    return EntryPoint(root, path.relative_to(root), name)
+
+
+def load(entry: EntryPoint, settings: Mapping[str, Any], root: Path | None = None) -> Task:
+    """Run the file and take its ``space`` and the objective.
+
+    Args: settings: what ``--set`` says: labels of the space to fix and arguments of the objective; root:
+    a copy of the project to load from (a snapshot). The root and the file's folder go on sys.path.
+    Raises LoadError, SpaceError, UsageError (a setting that is neither label nor argument).
+    """
+    from hpo.space import compile_space
+
+    root = root or entry.root
+    module = _run_file(root, entry.file)
+    objective = _member(module, entry.name, entry, "the training function: def objective(params, run): …")
+    if not callable(objective):
+        raise LoadError(f"{entry} is a {type(objective).__name__}, no function", "define it with def")
+    expression = _member(module, "space", entry, "a hyperopt expression: space = {'lr': hp.loguniform(…)}")
+    space = compile_space(expression)
+    fixed, arguments, wants_run = _share_out(settings, space.labels, objective, entry)
+    if fixed:
+        space = compile_space(expression, fixed)
+    return Task(space, objective, arguments, wants_run)
+
+
+def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
+    """``("epochs=5", "data=/x")`` to ``{"epochs": 5, "data": "/x"}``: JSON where it is JSON, else text."""
+    settings: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set {text}: no KEY=VALUE", "for example --set epochs=5")
+        if key in settings:
+            raise UsageError(f"--set names {key} twice", "keep one of them")
+        try:
+            settings[key] = json.loads(value)
+        except ValueError:
+            settings[key] = value
+    return settings
+
+
+def _run_file(root: Path, file: Path) -> ModuleType:
+    for folder in (str((root / file).parent), str(root)):  # the root comes first, as in `python -m`
+        if folder in sys.path:
+            sys.path.remove(folder)
+        sys.path.insert(0, folder)
+    name = ".".join(file.with_suffix("").parts)
+    spec = importlib.util.spec_from_file_location(name, root / file)
+    assert spec is not None  # it is a .py file
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
+        raise LoadError(
+            f"{file} needs a module that is not installed: {error.name}", _how_to_install(error.name)
+        ) from error
+    except SyntaxError as error:
+        where = Path(error.filename or file).name
+        raise LoadError(f"{where}, line {error.lineno}: {error.msg}", (error.text or "").strip()) from error
+    except (Exception, SystemExit) as error:
+        raise LoadError(f"{file} failed: {describe_exception(error, root)}", "run it with --debug") from error
+    return module
+
+
+def _how_to_install(module: str | None) -> str:
+    extra = {"torch": "torch", "sklearn": "sklearn", "mlflow": "ui"}.get((module or "").partition(".")[0])
+    return f"pip install 'hpo[{extra}]'" if extra else f"pip install {module}, or check its name"
+
+
+def _member(module: ModuleType, name: str, entry: EntryPoint, what: str) -> Any:
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        names = [
+            n for n, value in vars(module).items() if not n.startswith("_") and not inspect.ismodule(value)
+        ]
+        has = f"it has {', '.join(names[:12])}" if names else "it is empty"
+        raise LoadError(f"{entry.file} has no `{name}`: {has}", f"add {what}") from None
+
+
+def _share_out(
+    settings: Mapping[str, Any], labels: tuple[str, ...], objective: Callable[..., Any], entry: EntryPoint
+) -> tuple[dict[str, Any], dict[str, Any], bool]:
+    """The settings as fixed labels and arguments; and whether the objective takes ``run``."""
+    try:
+        parameters = inspect.signature(objective).parameters.values()
+    except ValueError:  # a function in C that does not tell
+        parameters = ()  # type: ignore[assignment]
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    wants_run = len(positional) > 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    needed = [p.name for p in positional[2:] if p.default is p.empty]
+    if needed:
+        raise LoadError(
+            f"{entry} takes {', '.join(needed)} beside params and run",
+            f"make arguments keyword-only: def {entry.name}(params, run, *, {needed[0]}=…)",
+        )
+    named = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY} | {p.name: p for p in positional[2:]}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    fixed: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
+    unknown = []
+    for key, value in settings.items():
+        if key in labels and key in named:
+            raise UsageError(
+                f"--set {key}: both a label of the space and an argument of {entry.name}",
+                "rename one of them",
+            )
+        if key in labels:
+            fixed[key] = value
+        elif key in named or takes_any:
+            is_text = key in named and named[key].annotation in (str, "str")
+            arguments[key] = str(value) if is_text else value
+        else:
+            unknown.append(key)
+    if unknown:
+        near = [m for key in unknown for m in difflib.get_close_matches(key, [*labels, *named], n=1)]
+        raise UsageError(
+            f"--set {unknown[0]}: neither a label of the space nor an argument of {entry.name}",
+            (f"did you mean {near[0]}? " if near else "")
+            + f"labels: {', '.join(labels) or 'none'}; arguments: {', '.join(named) or 'none'}",
+        )
+    missing = [n for n, p in named.items() if p.default is p.empty and n not in arguments]
+    if missing:
+        raise UsageError(
+            f"{entry} needs {' and '.join(missing)}", " ".join(f"--set {name}=…" for name in missing)
+        )
+    return fixed, arguments, wants_run
+
+
+def describe_exception(error: BaseException, root: Path) -> str:
+    """``ValueError: what it says (objectives/train.py:17)``, the place being the last one below ``root``."""
+    text = "".join(traceback.format_exception_only(error)).strip().splitlines()
+    line = next((line for line in reversed(text) if line.strip()), type(error).__name__)
+    inside = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if os.path.realpath(frame.filename).startswith(str(root.resolve()) + os.sep)
+    ]
+    if not inside:
+        return line
+    place = Path(os.path.realpath(inside[-1].filename)).relative_to(root.resolve())
+    return f"{line} ({place.as_posix()}:{inside[-1].lineno})"
+
+
+def _siblings(path: Path) -> list[Path]:
+    return sorted(path.parent.glob("*.py")) if path.parent.is_dir() else []
+
+
+def _python_files(folder: Path) -> str:
+    return ", ".join(path.name for path in _siblings(folder / "x")[:8])

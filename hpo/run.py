@@ -1,0 +1,80 @@
+"""What an objective sees of its trial: ``objective(params, run)``."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpo.core.errors import StoreError, TrialPruned
+from hpo.core.trial import Answer
+
+Send = Callable[[int, float | None, Mapping[str, float], float], Answer]
+"""``send(epoch, loss, metrics, time)`` keeps one epoch and brings the study's answer."""
+
+
+@dataclass
+class Run:
+    """One attempt at one trial.
+
+    ``number``: the trial's number, from 0. ``seed``: 31 bits, the same for every attempt; Python's and
+    NumPy's generators are seeded with it already. ``directory``: files put there become the trial's
+    artifacts. ``checkpoint_directory``: what is there when an epoch is reported is there again after the
+    worker's death, also on another machine. ``gpus``: the devices this trial may use (they are alone
+    in CUDA_VISIBLE_DEVICES); empty if none was assigned. ``attempt``: 1, more on a retry.
+    """
+
+    number: int
+    seed: int
+    directory: Path
+    checkpoint_directory: Path
+    gpus: tuple[str, ...] = ()
+    attempt: int = 1
+    send: Send = field(default=lambda *_: Answer.CONTINUE, repr=False)
+    last_loss: float | None = field(default=None, init=False)
+    _unsent: list[tuple[int, float | None, dict[str, float], float]] = field(
+        default_factory=list, init=False, repr=False
+    )
+
+    def report(self, epoch: int, loss: float | None = None, **metrics: float) -> None:
+        """Keep one epoch: its number from 0, its validation loss and any metrics.
+
+        The same epoch again replaces it. Raises TrialPruned when the study wants no more of this
+        trial (let it pass), TypeError for what is no number.
+        """
+        if not isinstance(epoch, numbers.Integral) or epoch < 0:
+            raise TypeError(f"report: the epoch is {epoch!r}, which is no whole number from 0")
+        value = None if loss is None else _number("loss", loss)
+        values = {name: _number(name, metric) for name, metric in metrics.items()}
+        if value is not None and math.isfinite(value):
+            self.last_loss = value
+        self._unsent.append((int(epoch), value, values, time.time()))
+        if self.flush() is Answer.STOP:
+            raise TrialPruned(f"the study stopped trial {self.number} after epoch {epoch}")
+
+    def flush(self) -> Answer:
+        """Send what has not reached the store yet. A store that fails now costs no trial: the epochs are
+        kept and sent with the next one."""
+        answer = Answer.CONTINUE
+        while self._unsent:
+            try:
+                answer = self.send(*self._unsent[0])
+            except StoreError as error:
+                print(f"hpo: {len(self._unsent)} epochs wait for the store: {error}", file=sys.stderr)
+                break
+            self._unsent.pop(0)
+        return answer
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        if isinstance(value, str):
+            raise TypeError
+        return float(value)  # NumPy's scalars and tensors of one element, too
+    except (TypeError, ValueError):
+        raise TypeError(f"report: {name} is {value!r}, which is no number") from None

@@ -1,0 +1,123 @@
+"""The code as it was: the project's code and configuration in one archive, named by its content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpo.core.errors import UsageError
+
+SUFFIXES = frozenset(
+    """
+    .py .pyi .pyx .c .cc .cpp .cu .cuh .h .hpp .toml .yaml .yml .json .jsonnet .libsonnet .cfg .ini .conf
+    .properties .txt .sh .j2
+    """.split()  # noqa: SIM905
+)
+FILE_BYTES = 1 << 20  # what is larger is data
+TOTAL_BYTES = 64 << 20
+SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", "mlruns", "mlartifacts", "build", "dist"})
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The files of a project that matter: sorted ``paths`` below ``root``; ``sha256`` is over both."""
+
+    root: Path
+    paths: tuple[str, ...]
+    sha256: str
+
+
+def take(root: Path) -> Snapshot:
+    """Read the project's code: what git tracks, and untracked files that it does not ignore.
+
+    Without git: the folder's own files and its packages. Data, stores, logs and hpo itself stay out:
+    only code and configuration by suffix, up to 1 MiB a file. Raises UsageError above 64 MiB in all.
+    """
+    package = Path(__file__).resolve().parent
+    paths = sorted(
+        path
+        for path in _listed(root)
+        if Path(path).suffix in SUFFIXES
+        and _is_small_file(root / path)
+        and not _is_inside(root / path, package)
+    )
+    digest = hashlib.sha256()
+    total = 0
+    for path in paths:
+        content = (root / path).read_bytes()
+        total += len(content)
+        if total > TOTAL_BYTES:
+            raise UsageError(
+                f"the code below {root} is more than {TOTAL_BYTES >> 20} MiB",
+                "put a .git or pyproject.toml at the project's own root, and data files into .gitignore",
+            )
+        digest.update(f"{path}\0{len(content)}\0".encode())
+        digest.update(content)
+    return Snapshot(root, tuple(paths), digest.hexdigest())
+
+
+def pack(snapshot: Snapshot, archive: Path) -> None:
+    """Write the files as a zip: equal snapshots give equal bytes."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        for path in snapshot.paths:
+            entry = zipfile.ZipInfo(path)  # its time is fixed
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o644 << 16
+            packed.writestr(entry, (snapshot.root / path).read_bytes())
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Make ``folder`` hold the archive's files, whole or not at all; an existing one is kept as it is."""
+    if folder.exists():
+        return
+    fresh = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(fresh)
+    try:
+        os.rename(fresh, folder)
+    except OSError:  # another process was quicker
+        shutil.rmtree(fresh)
+        if not folder.exists():
+            raise
+
+
+def _listed(root: Path) -> list[str]:
+    command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listing = subprocess.run(command, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return list(_walk(root, root, whole=(root / "pyproject.toml").exists()))
+    return [os.fsdecode(name) for name in listing.split(b"\0") if name]
+
+
+def _walk(root: Path, folder: Path, *, whole: bool) -> Iterator[str]:
+    """Files below a folder without git. Not ``whole``: nothing says that the folder is one project, so
+    of its subfolders only packages count."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except PermissionError:
+        return
+    for entry in entries:
+        if entry.is_dir():
+            path = Path(entry.path)
+            skipped = entry.name.startswith(".") or entry.name in SKIPPED_FOLDERS or path.suffix == ".files"
+            is_environment = (path / "pyvenv.cfg").exists()
+            if not skipped and not is_environment and (whole or (path / "__init__.py").exists()):
+                yield from _walk(root, path, whole=whole)
+        else:
+            yield Path(entry.path).relative_to(root).as_posix()
+
+
+def _is_small_file(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size <= FILE_BYTES
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder)

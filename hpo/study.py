@@ -1,0 +1,206 @@
+"""The loop: propose a trial as soon as a worker is free, learn from what ended, stop when it is time."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from hpo.core.errors import StoreError
+from hpo.core.history import Array, History
+from hpo.core.trial import Changes, State, Trial
+from hpo.executors import Died, Executor
+from hpo.search import Algorithm
+from hpo.space import Space
+from hpo.stores import Store
+from hpo.tracking import Observer
+from hpo.worker import trial_folder
+
+logger = logging.getLogger("hpo.study")
+
+WAIT_SECONDS = 0.25  # how late the loop sees an epoch report or a Ctrl-C; ended trials wake it at once
+MIN_ENDED_FOR_SHARE = 10  # a share of failures says nothing before
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a study stops. ``max_evals``: ended trials of every state; None for no limit."""
+
+    max_evals: int | None = None
+    timeout_seconds: float | None = None
+    max_failures: float = 0.9
+    retries: int = 1
+    lease_seconds: float = 30.0
+
+
+class Ending(Enum):
+    """Why the loop ended."""
+
+    DONE = auto()
+    DRAINED = auto()
+    CANCELLED = auto()
+    TIMEOUT = auto()
+    FAILURES = auto()
+
+
+class Wish(Protocol):
+    """What the person at the keyboard wants by now."""
+
+    def is_drain(self) -> bool: ...
+
+    def is_cancel(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A trial that has not ended: its row of the space and its state as last seen."""
+
+    row: Array
+    state: State
+
+
+@dataclass
+class Study:
+    """One driver's view of a study. `run` is the loop.
+
+    Holds no more of an ended trial than its row in the history: memory grows by some hundred bytes a trial.
+    ``work_folder``: where this machine's workers keep their trials' files.
+    """
+
+    store: Store
+    space: Space
+    algorithm: Algorithm
+    executor: Executor
+    limits: Limits
+    seed: int
+    work_folder: Path
+    observers: Sequence[Observer] = ()
+    clock: Callable[[], float] = time.monotonic
+    history: History = field(init=False)
+    failed: int = field(default=0, init=False)
+    _ended: set[int] = field(default_factory=set, init=False)
+    _open: dict[int, _Open] = field(default_factory=dict, init=False)
+    _submitted: set[int] = field(default_factory=set, init=False)
+    _revision: int = field(default=0, init=False)
+    _next_number: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.history = History(len(self.space.columns))
+        self._revision = self.store.record().revision
+        for trial in self.store.trials():
+            self._absorb(trial)
+
+    def run(self, wish: Wish) -> Ending:
+        """Drive the study until a limit or a wish ends it; the executor is closed by the caller.
+
+        Raises StoreError when the store fails; nothing that ended before is lost by it.
+        """
+        started = self.clock()
+        expire_at = started
+        while True:
+            self._catch_up()
+            ending = self._ending(wish, started)
+            if ending in (Ending.CANCELLED, Ending.TIMEOUT, Ending.FAILURES):
+                self._cancel()
+                return ending
+            if ending is None:
+                self._feed()
+            if not self._submitted:
+                return ending or Ending.DONE
+            for event in self.executor.wait(WAIT_SECONDS):
+                if event.number is not None:
+                    self._submitted.discard(event.number)
+                if isinstance(event, Died):
+                    self._lost(event)
+            if self.clock() >= expire_at:
+                self.store.expire(self.limits.lease_seconds, self.limits.retries)
+                expire_at = self.clock() + self.limits.lease_seconds / 10
+
+    def _catch_up(self) -> None:
+        changes = self.store.changes(self._revision)
+        self._revision = changes.revision
+        for trial in changes.trials:
+            self._absorb(trial)
+        self._tell(changes)
+
+    def _absorb(self, trial: Trial) -> None:
+        if trial.number in self._ended:
+            return
+        self._next_number = max(self._next_number, trial.number + 1)
+        known = self._open.pop(trial.number, None)
+        row = self.space.row(trial.point) if known is None else known.row
+        if trial.state.has_ended:
+            self._ended.add(trial.number)
+            self.history.append(trial.number, row, trial.loss)
+            self.failed += trial.state is State.FAILED
+        else:
+            self._open[trial.number] = _Open(row, trial.state)
+
+    def _tell(self, changes: Changes) -> None:
+        for observer in self.observers:
+            try:
+                observer.update(changes)
+            except Exception:  # what only watches never ends a study
+                logger.exception("%s failed", type(observer).__name__)
+
+    def _ending(self, wish: Wish, started: float) -> Ending | None:
+        """Why no more trials are to start, None while they are."""
+        ended, limits = len(self.history), self.limits
+        if wish.is_cancel():
+            return Ending.CANCELLED
+        if limits.max_evals is not None and ended >= limits.max_evals:
+            return Ending.DONE
+        if limits.timeout_seconds is not None and self.clock() - started >= limits.timeout_seconds:
+            return Ending.TIMEOUT
+        if ended >= MIN_ENDED_FOR_SHARE and self.failed > limits.max_failures * ended:
+            return Ending.FAILURES
+        return Ending.DRAINED if wish.is_drain() else None
+
+    def _feed(self) -> None:
+        """A trial for every free worker, and none earlier: the later it is proposed, the more it knows."""
+        while self.executor.free():
+            max_evals = self.limits.max_evals
+            if max_evals is not None and len(self.history) + len(self._submitted) >= max_evals:
+                return
+            offered = (n for n, trial in self._open.items() if trial.state is State.WAITING)
+            number = min((n for n in offered if n not in self._submitted), default=None)
+            if number is None:
+                number = self._propose()
+            self._submitted.add(number)
+            self.executor.submit(number)
+
+    def _propose(self) -> int:
+        number = self._next_number
+        rows = [trial.row for trial in self._open.values()]
+        pending = np.array(rows).reshape(-1, len(self.space.columns))
+        rng = np.random.default_rng([self.seed, number])
+        [row] = self.algorithm.propose(self.space, self.history, pending, rng, 1)
+        point = self.space.point(row)
+        self.store.add(number, point, self.space.readable(point))
+        self._open[number] = _Open(row, State.WAITING)
+        self._next_number += 1
+        return number
+
+    def _lost(self, died: Died) -> None:
+        self.store.lose(died.worker, died.failure, self.limits.retries)
+        if died.number is None:
+            return
+        trial = self.store.trial(died.number)
+        log = trial_folder(self.work_folder, trial.number, trial.attempts) / "log.txt"
+        if log.exists() and log.stat().st_size:
+            with contextlib.suppress(StoreError, OSError):
+                self.store.put_file("log.txt", log, trial.number)
+
+    def _cancel(self) -> None:
+        """Kill what runs and hand it back: it is offered again when the study goes on."""
+        self.executor.cancel()
+        self.store.recall(sorted(self._submitted))
+        self._submitted.clear()
+        self._catch_up()

@@ -1,0 +1,287 @@
+"""One trial, wherever it runs: claim, run, report, finish."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import random
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from hpo.core.errors import ClaimLost, OutsideSpace, StoreError, TrialPruned
+from hpo.core.plain import plain
+from hpo.core.trial import (
+    Answer,
+    Claim,
+    Completed,
+    Failed,
+    Kind,
+    Outcome,
+    Pruned,
+    trial_seed,
+)
+from hpo.keeper import Keeper
+from hpo.loading import Task, describe_exception
+from hpo.run import Run
+from hpo.stores import Store
+
+REASON_CHARACTERS = 2000
+FINISH_RETRY_SECONDS = (0.1, 0.5, 2.0, 5.0, 10.0)  # how long a result waits for a store that fails
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """Where and as whom a worker works.
+
+    ``worker``: its name, unlike any other's. ``folder``: where trials keep their files meanwhile.
+    ``code``: the root of the code that runs, to name places in it. ``captures``: whether prints go to the
+    trial's log (they must not, where the terminal is the user's own).
+    """
+
+    worker: str
+    folder: Path
+    code: Path
+    study_seed: int
+    gpus: tuple[str, ...] = ()
+    captures: bool = True
+
+
+def run_one(
+    store: Store, number: int | None, task: Task, place: Workplace, keeper: Keeper | None = None
+) -> int | None:
+    """Claim a trial (the first waiting one, if ``number`` is None), run it and store how it ended.
+
+    Whatever the objective does ends as an outcome in the store; only KeyboardInterrupt passes, after the
+    trial was handed back. Returns the trial's number, None if there was nothing to claim.
+    """
+    claim = store.claim(place.worker, number)
+    if claim is None:
+        return None
+    try:
+        with keeper.watching(claim) if keeper else contextlib.nullcontext():
+            _run_claimed(store, claim, task, place)
+    except ClaimLost as lost:
+        print(f"hpo: {lost}; its result is dropped", file=sys.stderr)
+    except KeyboardInterrupt:
+        with contextlib.suppress(ClaimLost):
+            store.release(claim)
+        raise
+    return claim.number
+
+
+def trial_folder(folder: Path, number: int, attempt: int) -> Path:
+    """Where an attempt keeps its files while it runs."""
+    return folder / "trials" / f"{number:05d}.{attempt}"
+
+
+def _run_claimed(store: Store, claim: Claim, task: Task, place: Workplace) -> None:
+    folder = trial_folder(place.folder, claim.number, claim.attempt)
+    run = Run(
+        number=claim.number,
+        seed=trial_seed(place.study_seed, claim.number),
+        directory=folder / "artifacts",
+        checkpoint_directory=folder / "checkpoint",
+        gpus=place.gpus,
+        attempt=claim.attempt,
+    )
+    shutil.rmtree(folder, ignore_errors=True)  # of a study that was deleted by hand
+    run.directory.mkdir(parents=True)
+    run.checkpoint_directory.mkdir()
+    log = folder / "log.txt"
+    checkpoints = _Checkpoints(store, claim.number, run.checkpoint_directory)
+    checkpoints.restore()
+
+    def send(epoch: int, loss: float | None, metrics: Mapping[str, float], when: float) -> Answer:
+        checkpoints.keep()
+        return store.report(claim, epoch, loss, metrics, time=when)
+
+    run.send = send
+    with _as_it_was(), _captured(log) if place.captures else contextlib.nullcontext():
+        outcome = _execute(task, claim, run, place.code)
+        run.flush()
+    _keep_files(store, claim.number, run.directory, log)
+    _finish(store, claim, outcome)
+    checkpoints.drop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _execute(task: Task, claim: Claim, run: Run, code: Path) -> Outcome:
+    """Call the objective; every way it can end is an outcome. The traceback goes to standard error."""
+    try:
+        # A store carries points, not parameters: what lies outside the space is refused here.
+        task.space.check(claim.point)
+        params = task.space.params(claim.point)
+        random.seed(run.seed)
+        np.random.seed(run.seed)
+        return judge(task(params, run))
+    except TrialPruned:
+        return Pruned(run.last_loss)
+    except (ClaimLost, KeyboardInterrupt):
+        raise
+    except OutsideSpace as error:
+        return Failed(Kind.EXCEPTION, f"OutsideSpace: {error}")
+    except SystemExit as error:
+        return Failed(Kind.EXIT, f"the objective called sys.exit({error.code!r})")
+    except BaseException as error:
+        traceback.print_exc()
+        kind = Kind.OUT_OF_MEMORY if _is_out_of_memory(error) else Kind.EXCEPTION
+        return Failed(kind, describe_exception(error, code)[:REASON_CHARACTERS])
+
+
+def judge(returned: Any) -> Outcome:
+    """What an objective returned, as an outcome: a float, or a dict with ``loss`` and more that JSON holds.
+
+    ``status`` as in hyperopt: ``ok`` or ``fail``. A loss that is NaN, infinite, missing or no number fails
+    the trial, each with its own kind.
+    """
+    result: dict[str, Any] = {}
+    loss = returned
+    if isinstance(returned, Mapping):
+        if returned.get("status", "ok") != "ok":
+            said = returned.get("reason") or returned.get("error") or f"status {returned['status']!r}"
+            return Failed(Kind.REPORTED, f"the objective reported: {said}"[:REASON_CHARACTERS])
+        if returned.get("loss") is None:
+            return Failed(Kind.NO_LOSS, "the objective returned a dict without a loss; return {'loss': …}")
+        loss = returned["loss"]
+        try:
+            result = plain({key: value for key, value in returned.items() if key not in ("loss", "status")})
+        except TypeError as error:
+            return Failed(Kind.NOT_JSON, f"{error}; put files into run.directory instead")
+    if loss is None:
+        return Failed(Kind.NO_LOSS, "the objective returned None; end it with `return loss`")
+    try:
+        if isinstance(loss, str | bytes | bool):
+            raise TypeError
+        value = float(loss)
+    except (TypeError, ValueError):
+        shown = f"{loss!r}"[:100]
+        return Failed(Kind.WRONG_TYPE, f"the loss is {shown}, a {type(loss).__name__}, no number")
+    if not math.isfinite(value):
+        return Failed(Kind.NAN, f"the loss is {value}")
+    return Completed(value, result)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """MemoryError, and what frameworks raise in its place; told by name, as no framework is imported here."""
+    if isinstance(error, MemoryError) or type(error).__name__ in (
+        "OutOfMemoryError",
+        "ResourceExhaustedError",
+    ):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def _finish(store: Store, claim: Claim, outcome: Outcome) -> None:
+    """Store the outcome; a store that fails for a while (a full disk) must not cost a finished training."""
+    for seconds in FINISH_RETRY_SECONDS:
+        try:
+            store.finish(claim, outcome)
+            return
+        except StoreError as error:
+            print(f"hpo: trial {claim.number} has ended, but: {error}; trying again", file=sys.stderr)
+            time.sleep(seconds)
+    store.finish(claim, outcome)
+
+
+def _keep_files(store: Store, number: int, artifacts: Path, log: Path) -> None:
+    try:
+        for path in sorted(artifacts.rglob("*")):
+            if path.is_file():
+                store.put_file(f"artifacts/{path.relative_to(artifacts).as_posix()}", path, number)
+        if log.exists() and log.stat().st_size:
+            store.put_file("log.txt", log, number)
+    except (OSError, StoreError) as error:
+        # The loss is worth more than the files.
+        print(f"hpo: the files of trial {number} could not be kept: {error}", file=sys.stderr)
+
+
+class _Checkpoints:
+    """The checkpoint folder of a trial, mirrored in the store under ``checkpoint/``."""
+
+    def __init__(self, store: Store, number: int, folder: Path) -> None:
+        self._store, self._number, self._folder = store, number, folder
+        self._kept: dict[str, tuple[int, int]] = {}
+
+    def restore(self) -> None:
+        for file in self._store.files(self._number):
+            if file.name.startswith("checkpoint/"):
+                name = file.name.removeprefix("checkpoint/")
+                if _is_below(name) and self._store.get_file(file.name, self._folder / name, self._number):
+                    self._kept[name] = self._stamp(self._folder / name)
+
+    def keep(self) -> None:
+        """Store what has changed since the last time; forget what is gone."""
+        found = {
+            path.relative_to(self._folder).as_posix(): self._stamp(path)
+            for path in self._folder.rglob("*")
+            if path.is_file()
+        }
+        for name, stamp in found.items():
+            if self._kept.get(name) != stamp:
+                self._store.put_file(f"checkpoint/{name}", self._folder / name, self._number)
+        for name in self._kept.keys() - found.keys():
+            self._store.drop_file(f"checkpoint/{name}", self._number)
+        self._kept = found
+
+    def drop(self) -> None:
+        """The trial has ended: nobody continues it."""
+        for name in self._kept:
+            self._store.drop_file(f"checkpoint/{name}", self._number)
+
+    @staticmethod
+    def _stamp(path: Path) -> tuple[int, int]:
+        status = path.stat()
+        return status.st_mtime_ns, status.st_size
+
+
+def _is_below(name: str) -> bool:
+    """Whether a name from a store stays in the folder it is put into."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+@contextlib.contextmanager
+def _as_it_was() -> Iterator[None]:
+    """Put back what an objective may change for the trials after it in the same process."""
+    folder = os.getcwd()
+    environment = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        if dict(os.environ) != environment:
+            os.environ.clear()
+            os.environ.update(environment)
+
+
+@contextlib.contextmanager
+def _captured(log: Path) -> Iterator[None]:
+    """Standard output and error, also of C code and child processes, go to the log."""
+    with open(log, "ab", buffering=0) as file:
+        _flush()
+        saved = [os.dup(1), os.dup(2)]
+        try:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            yield
+        finally:
+            _flush()
+            for descriptor, copy in enumerate(saved, start=1):
+                os.dup2(copy, descriptor)
+                os.close(copy)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
