@@ -127,6 +127,8 @@ def _execute(task: Task, claim: Claim, run: Run, code: Path) -> Outcome:
         return Pruned(run.last_loss)
     except (ClaimLost, KeyboardInterrupt):
         raise
+    except FloatingPointError as error:  # a training that noticed its own divergence
+        return Failed(Kind.NAN, str(error)[:REASON_CHARACTERS])
     except OutsideSpace as error:
         return Failed(Kind.EXCEPTION, f"OutsideSpace: {error}")
     except SystemExit as error:

@@ -66,7 +66,8 @@ def draw(loaded: Space) -> Tree:
     options: dict[tuple[str, int], Tree] = {}
     for column in loaded.columns:
         for parent in _parents(column, options) or [root]:
-            branch = parent.add(escape(f"{column.label}: {column.distribution}"))
+            what = "choice" if column.options else column.distribution
+            branch = parent.add(escape(f"{column.label}: {what}"))
             for index, option in enumerate(column.options or ()):
                 options[column.label, index] = branch.add(escape(str(option)))
     return root

@@ -49,7 +49,7 @@ class ProcessExecutor:
         # Nobody writes to it and only this process holds its other end: it closes when this process dies.
         self._lifeline, self._held_by_driver = os.pipe()
         self._deaths_in_a_row = 0
-        (settings.work_folder / "workers").mkdir(parents=True, exist_ok=True)
+        settings.work_folder.mkdir(parents=True, exist_ok=True)
         self._workers: list[_Worker] = []
         self.slots = len(gpus)
         for devices in gpus:
@@ -97,8 +97,10 @@ class ProcessExecutor:
                 if worker.number is None:
                     worker.process.wait(max(0.0, deadline - time.monotonic()))
             worker.kill()
-        for descriptor in (self._lifeline, self._held_by_driver):
-            os.close(descriptor)
+        if self._workers:  # closing twice does nothing
+            os.close(self._lifeline)
+            os.close(self._held_by_driver)
+        self._workers = []
 
     def _heard(self, worker: _Worker, message: Mapping[str, Any]) -> Finished | None:
         if "broken" in message:
@@ -133,7 +135,7 @@ class ProcessExecutor:
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         ours, theirs = socket.socketpair()
-        log = self._settings.work_folder / "workers" / f"{os.getpid()}-{len(self._workers)}.log"
+        log = self._settings.work_folder / "workers.log"
         with theirs, open(log, "ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "hpo.executors.local_worker", str(theirs.fileno())],

@@ -43,7 +43,6 @@ from hpo.core.trial import (
     Kind,
     Outcome,
     Point,
-    Pruned,
     Report,
     State,
     Trial,
@@ -808,15 +807,22 @@ def _identity_document(identity: Identity) -> dict[str, Any]:
 
 
 def _outcome_columns(outcome: Outcome) -> dict[str, Any]:
-    match outcome:
-        case Completed():
-            state, loss, result = State.COMPLETED, outcome.loss, outcome.result
-        case Pruned():
-            state, loss, result = State.PRUNED, outcome.loss, outcome.result
-        case Failed(kind, reason):
-            nothing = {"loss": None, "result": "{}"}
-            return {"state": State.FAILED.value, "kind": kind.value, "reason": reason, **nothing}
-    return {"state": state.value, "loss": loss, "result": _dump(result), "kind": None, "reason": None}
+    if isinstance(outcome, Failed):
+        return {
+            "state": State.FAILED.value,
+            "loss": None,
+            "result": "{}",
+            "kind": outcome.kind.value,
+            "reason": outcome.reason,
+        }
+    state = State.COMPLETED if isinstance(outcome, Completed) else State.PRUNED
+    return {
+        "state": state.value,
+        "loss": outcome.loss,
+        "result": _dump(outcome.result),
+        "kind": None,
+        "reason": None,
+    }
 
 
 def _trial(row: sqlite3.Row) -> Trial:

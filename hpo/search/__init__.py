@@ -1,0 +1,72 @@
+"""Where to look next: algorithms that turn a study's history into points. They know no store and no clock."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from hpo.core.errors import UsageError
+from hpo.core.history import Array, History
+from hpo.search.random import Random
+from hpo.search.tpe import TPE
+
+if TYPE_CHECKING:
+    from hpo.space import Space
+
+__all__ = ["TPE", "Algorithm", "Random", "algorithm"]
+
+NAMES = ("auto", "tpe", "random")
+
+
+class Algorithm(Protocol):
+    """A rule that proposes points."""
+
+    def propose(
+        self, space: Space, history: History, pending: Array, rng: np.random.Generator, k: int
+    ) -> Array:
+        """The next k points: ``(k, columns)`` raw values, NaN where a column is inactive.
+
+        Pure: the same inputs and the same state of ``rng`` give the same points.
+
+        Args: history: the ended trials; a loss of +inf is a failure, which is bad and no more.
+            pending: ``(trials, columns)``, the points of waiting and running trials.
+            rng: made of the study's seed and the trial's number.
+        """
+
+
+def algorithm(name: str) -> Algorithm:
+    """The algorithm of that name: ``auto``, ``tpe``, ``random``, or ``module:function`` for any suggest
+    function made for hyperopt. Raises UsageError."""
+    if name in ("auto", "tpe"):
+        return TPE()
+    if name == "random":
+        return Random()
+    if ":" in name:
+        return _foreign(name)
+    raise UsageError(
+        f"there is no algorithm {name!r}",
+        f"choose one of {', '.join(NAMES)}, or module:function, such as hyperopt.anneal:suggest",
+    )
+
+
+def _foreign(name: str) -> Algorithm:
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise UsageError(
+            f"the algorithm {name!r} can't be imported: {error}",
+            "module:function is an importable module and a function in it, such as hyperopt.anneal:suggest",
+        ) from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise UsageError(
+            f"the module {module_name!r} has no function {attribute!r}",
+            "the function takes (new_ids, domain, trials, seed), as hyperopt.anneal:suggest does",
+        )
+    # Imported only here: hyperopt takes most of a second, and whoever uses another algorithm needn't wait.
+    from hpo.search.hyperopt import HyperoptAlgorithm
+
+    return HyperoptAlgorithm(function)

@@ -1,0 +1,91 @@
+"""Which points a study has had already, and which are left."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpo.core.history import Array
+
+if TYPE_CHECKING:
+    from hpo.space import Distribution, Space
+
+DRAWS = 256
+"""How many draws from the prior are looked through before the space is enumerated."""
+
+LISTED = 100_000
+"""Up to how many values of a column are listed."""
+
+
+class Seen:
+    """The points of ended, waiting and running trials, as a set.
+
+    Args: rows: ``(points, columns)`` raw values, NaN where inactive.
+    """
+
+    def __init__(self, rows: Array) -> None:
+        self._keys = set(_keys(rows))
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def add(self, row: Array) -> None:
+        self._keys.update(_keys(row[np.newaxis]))
+
+    def is_new(self, rows: Array) -> NDArray[np.bool_]:
+        """``(rows,)``: no trial has this point."""
+        return np.array([key not in self._keys for key in _keys(rows)], dtype=bool)
+
+
+def unseen(space: Space, seen: Seen, rng: np.random.Generator) -> Array:
+    """Points of the space that no trial has: ``(points, columns)``, empty where none is left.
+
+    They are drawn from the prior, which finds some unless nearly all are seen. A discrete space is then
+    enumerated, but never more of it than it takes to be sure: among one more point than are seen, one is
+    unseen. (A space with a continuous column may give none though there are: all its draws were seen.)
+    """
+    drawn = space.sample(rng, DRAWS)
+    new = drawn[seen.is_new(drawn)]
+    if len(new) or space.cardinality is None:
+        return new
+    listed = _some_points(space, len(seen) + 1, rng)
+    return listed[seen.is_new(listed)]
+
+
+def _some_points(space: Space, n: int, rng: np.random.Generator) -> Array:
+    """At least min(n, cardinality) distinct points, and not many more: ``(points, columns)``.
+
+    Column by column, parents before children, every row continues with each value of the column, and n
+    rows are kept: each of them leads to one point at least, and no two to the same.
+    """
+    rows = np.full((1, len(space.columns)), np.nan)
+    for j, column in enumerate(space.columns):
+        values = _some_values(column.distribution, n, rng)
+        active = space.active(rows)[:, j]
+        longer = np.repeat(rows[active], len(values), axis=0)
+        longer[:, j] = np.tile(values, int(active.sum()))
+        rows = np.concatenate([rows[~active], longer])
+        if len(rows) > n:
+            rows = rows[rng.choice(len(rows), n, replace=False)]
+    return rows
+
+
+def _some_values(distribution: Distribution, n: int, rng: np.random.Generator) -> Array:
+    """All values of a discrete column, or n of them where they are too many to list."""
+    assert distribution.cardinality is not None
+    if distribution.cardinality <= max(n, LISTED):
+        return distribution.values()
+    # Spread over the whole range: of so many values, hardly two draws share one.
+    return np.unique(distribution.from_unit((np.arange(n) + rng.random(n)) / n))
+
+
+def _keys(rows: Array) -> list[bytes]:
+    """One hashable key per row. NaN is one value here, and so are 0.0 and -0.0."""
+    count, columns = rows.shape
+    if not columns:
+        return [b""] * count
+    canonical = np.where(np.isnan(rows), np.nan, rows) + 0.0
+    keys: list[bytes] = np.ascontiguousarray(canonical).view(f"V{8 * columns}").ravel().tolist()
+    return keys
