@@ -114,16 +114,14 @@ class ProcessExecutor:
 
     def _bury(self, worker: _Worker) -> Died:
         code, was_oom = worker.take_leave()
-        failure = explain(code, was_oom)
-        if not worker.is_ready:
-            self._deaths_in_a_row += 1
-            if self._deaths_in_a_row >= DEATHS_BEFORE_BROKEN:
-                raise WorkerBroken(
-                    f"{DEATHS_BEFORE_BROKEN} workers in a row died before a first trial: {failure.reason}",
-                    f"the last one's output:\n{worker.tail_of_log()}",
-                )
-        died = Died(worker.name, worker.number, failure)
+        died = Died(worker.name, worker.number, explain(code, was_oom))
         self._workers[self._workers.index(worker)] = self._start(worker.gpus)
+        self._deaths_in_a_row = 0 if worker.is_ready else self._deaths_in_a_row + 1
+        if self._deaths_in_a_row >= DEATHS_BEFORE_BROKEN:
+            raise WorkerBroken(
+                f"{DEATHS_BEFORE_BROKEN} workers in a row died before a first trial: {died.failure.reason}",
+                f"the last one's output:\n{worker.tail_of_log()}",
+            )
         return died
 
     def _replace(self, worker: _Worker) -> None:
