@@ -12,14 +12,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from hpo.core.errors import ClaimLost, NoSuchStudy, NoSuchTrial
 from hpo.core.study import Driver, Identity
-from hpo.core.trial import Answer, Claim, Completed, Failed, Kind, Pruned, State
+from hpo.core.trial import Answer, Claim, Completed, Failed, Kind, Outcome, Pruned, State
 from hpo.executors import Died, Event, Executor, Finished
 from hpo.stores import Catalog, Store
 
@@ -78,9 +78,8 @@ class StoreContract:
 
     def test_creating_a_study_twice_keeps_the_first(self, catalog: Catalog) -> None:
         catalog.create(IDENTITY)
-        other = Identity(**{**_fields(IDENTITY), "seed": 8})
 
-        again = catalog.create(other)
+        again = catalog.create(replace(IDENTITY, seed=8))
 
         assert again.record().identity.seed == 7
 
@@ -93,7 +92,7 @@ class StoreContract:
         assert "digits" in raised.value.hint
 
     def test_studies_side_by_side_do_not_see_each_other(self, catalog: Catalog, store: Store) -> None:
-        other = catalog.create(Identity(**{**_fields(IDENTITY), "study": "other"}))
+        other = catalog.create(replace(IDENTITY, study="other"))
         _add(store, 0)
 
         assert other.claim("w") is None
@@ -417,9 +416,8 @@ class StoreContract:
 
     def test_the_best_trial_has_the_lowest_loss_and_of_equals_is_the_first(self, store: Store) -> None:
         assert store.best() is None
-        for number, outcome in enumerate(
-            (Completed(0.5), Completed(0.2), Pruned(0.1), Failed(Kind.NAN, ""), Completed(0.2))
-        ):
+        outcomes: list[Outcome] = [Completed(0.5), Completed(0.2), Pruned(0.1), Failed(Kind.NAN, "")]
+        for number, outcome in enumerate([*outcomes, Completed(0.2)]):
             _add(store, number)
             store.finish(_claimed(store, number), outcome)
 
@@ -595,10 +593,6 @@ def _claimed(store: Store, number: int, worker: str = "w") -> Claim:
 
 def _driver(token: str) -> Driver:
     return Driver(host="here", pid=1, started=2.5, token=token)
-
-
-def _fields(identity: Identity) -> dict[str, object]:
-    return {name: getattr(identity, name) for name in identity.__slots__}
 
 
 def _events(executor: Executor, count: int, seconds: float = 60.0) -> list[Event]:
