@@ -58,9 +58,10 @@ class HyperoptAlgorithm:
             (tid,) = trials.new_trial_ids(1)
             docs = self._function([tid], domain, trials, int(rng.integers(2**31 - 1)))
             if not docs:
+                name = getattr(self._function, "__name__", repr(self._function))
                 raise UsageError(
-                    f"{self._function.__module__}:{self._function.__qualname__} proposes no further trial",
-                    "it has nothing left to try, or stops early: ask for fewer trials, or choose another --algo",
+                    f"the algorithm {name} proposes no further trial",
+                    "it has nothing left to try: ask for fewer trials, or choose another --algo",
                 )
             proposals[i] = _completed(space, _row(space.labels, docs[0]["misc"]["vals"]), rng)
             _insert(trials, [_doc(space, domain, tid, proposals[i], None)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,33 +51,33 @@ def unseen(space: Space, seen: Seen, rng: np.random.Generator) -> Array:
     new = drawn[seen.is_new(drawn)]
     if len(new) or space.cardinality is None:
         return new
-    listed = _some_points(space, len(seen) + 1, rng)
+    listed = rng.permutation(_some_points(space, len(seen) + 1, rng))
     return listed[seen.is_new(listed)]
 
 
 def _some_points(space: Space, n: int, rng: np.random.Generator) -> Array:
     """At least min(n, cardinality) distinct points, and not many more: ``(points, columns)``.
 
-    Column by column, parents before children, every row continues with each value of the column, and n
-    rows are kept: each of them leads to one point at least, and no two to the same.
+    Column by column, parents before children, every row continues with each value of the column, or with
+    as many as make n rows: each row leads to one point at least, and no two to the same.
     """
     rows = np.full((1, len(space.columns)), np.nan)
     for j, column in enumerate(space.columns):
-        values = _some_values(column.distribution, n, rng)
         active = space.active(rows)[:, j]
-        longer = np.repeat(rows[active], len(values), axis=0)
-        longer[:, j] = np.tile(values, int(active.sum()))
+        shorter = rows[active]
+        values = _some_values(column.distribution, math.ceil(n / max(len(shorter), 1)), rng)
+        longer = np.repeat(shorter, len(values), axis=0)
+        longer[:, j] = np.tile(values, len(shorter))
         rows = np.concatenate([rows[~active], longer])
-        if len(rows) > n:
-            rows = rows[rng.choice(len(rows), n, replace=False)]
     return rows
 
 
 def _some_values(distribution: Distribution, n: int, rng: np.random.Generator) -> Array:
-    """All values of a discrete column, or n of them where they are too many to list."""
+    """The values of a discrete column, or n of them if there are more."""
     assert distribution.cardinality is not None
     if distribution.cardinality <= max(n, LISTED):
-        return distribution.values()
+        values = distribution.values()
+        return values if len(values) <= n else rng.choice(values, n, replace=False)
     # Spread over the whole range: of so many values, hardly two draws share one.
     return np.unique(distribution.from_unit((np.arange(n) + rng.random(n)) / n))
 

@@ -26,7 +26,8 @@ class TPE:
     arXiv:2304.11127).
 
     The good trials' density l and the others' density g are mean kernels on the unit cube
-    (`hpo.search.tpe.density`); of ``candidates`` points drawn from l, the one of highest l / g is next.
+    (`hpo.search.tpe.density`); of ``candidates`` points drawn from l, the first decides the branch of the
+    tree, and of those in that branch the one of highest l / g is next.
     Failed trials are bad trials. So are waiting and running ones ("constant liar"): it keeps proposals
     that are made at the same time apart.
 
@@ -34,6 +35,8 @@ class TPE:
     trees) at 25 to 200 evaluations: 128 candidates instead of 24 helped most and more helped no further;
     ten random starts beat twenty; a prior share of 0.3 for choices beat 0.1; half the bandwidth helped
     where the space is nested; bandwidths from the spread of the good trials and weights by rank hurt.
+    Ranking candidates of all branches together made no difference beyond noise there, but on three trees
+    made to mislead it stayed in a mediocre branch in over half of the runs, not in one of eight.
     """
 
     starts: int = 10
@@ -79,9 +82,9 @@ class TPE:
         return Kernels(axes, units, max(widest * n ** (-1 / (d + 4)), self.least_bandwidth), self.prior_share)
 
     def _new_candidates(self, space: Space, good: Kernels, seen: Seen, rng: np.random.Generator) -> Array:
-        """Points that no trial has, as long as there are some."""
+        """Points of one branch that no trial has, as long as there are some."""
         rows = candidates.draw(space, good, self.candidates, rng)
         new = rows[seen.is_new(rows)]
         if not len(new):
             new = unseen(space, seen, rng)
-        return new if len(new) else rows
+        return candidates.of_one_branch(new if len(new) else rows)

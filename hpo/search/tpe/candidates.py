@@ -21,14 +21,26 @@ def draw(space: Space, good: Kernels, n: int, rng: np.random.Generator) -> Array
     return rows
 
 
+def of_one_branch(rows: Array) -> Array:
+    """Those rows that have the same columns active as the first one.
+
+    Ranking compares places within a branch well and branches badly: around the best point of a mediocre
+    branch the ratio of densities is always higher than in a branch that was hardly tried. So the branch is
+    the first row's, which is drawn as the good trials took it, and only the place in it is ranked.
+    """
+    inactive = np.isnan(rows)
+    chosen: Array = rows[(inactive == inactive[0]).all(axis=1)]
+    return chosen
+
+
 def _donors(has: NDArray[np.bool_], n: int, rng: np.random.Generator) -> NDArray[np.intp]:
     """Which good trial gives each candidate each column: ``(n, columns)``, -1 where the prior does.
 
     Args: has: ``(good trials, columns)``.
 
-    Every candidate ranks the good trials, and the prior as one more, at random; the first of the ranking
-    that has a column gives it. So most columns come from one trial, and where a choice is drawn otherwise
-    than in that trial, all columns of the new branch come from one good trial that took it.
+    One candidate in trials + 1 is the prior's altogether. Every other ranks the good trials at random, and
+    the first of its ranking that has a column gives it. So most columns come from one trial, and where a
+    choice is drawn otherwise than in that trial, the columns of the new branch come from one that took it.
     """
     trials, columns = has.shape
     donors = np.full((n, columns), -1)

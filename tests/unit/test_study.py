@@ -1,0 +1,272 @@
+"""The loop, on a real store with workers that do as the test says."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hyperopt import hp
+
+from hpo.core.trial import Changes, Completed, Failed, Kind, Outcome, State
+from hpo.executors import Died, Event, Finished
+from hpo.launch import differences
+from hpo.search import algorithm
+from hpo.space import compile_space
+from hpo.stores import Store, connect
+from hpo.study import Ending, Limits, Study
+from hpo.testing import IDENTITY, FakeClock
+
+SPACE = compile_space({"x": hp.uniform("x", -1, 1)})
+DEATH = Failed(Kind.SIGNAL, "SIGKILL")
+
+
+@dataclass
+class FakeExecutor:
+    """Ends every trial at the next `wait` as ``ends`` says: with an outcome, or with the worker's death."""
+
+    store: Store
+    ends: Callable[[int, int], Outcome | None]
+    slots: int = 1
+    running: list[int] = field(default_factory=list)
+    order: list[int] = field(default_factory=list)
+    most: int = 0
+
+    def free(self) -> int:
+        return self.slots - len(self.running)
+
+    def submit(self, number: int) -> None:
+        self.running.append(number)
+        self.order.append(number)
+        self.most = max(self.most, len(self.running))
+
+    def wait(self, seconds: float) -> list[Event]:
+        number = self.running.pop(0)
+        claim = self.store.claim(f"w{number}", number)
+        assert claim is not None
+        outcome = self.ends(number, claim.attempt)
+        if outcome is None:
+            return [Died(f"w{number}", number, DEATH)]
+        self.store.finish(claim, outcome)
+        return [Finished(number)]
+
+    def cancel(self) -> None:
+        self.running.clear()
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Wish:
+    drain: bool = False
+    cancel: bool = False
+
+    def is_drain(self) -> bool:
+        return self.drain
+
+    def is_cancel(self) -> bool:
+        return self.cancel
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with closing(connect(f"sqlite:///{tmp_path}/hpo.db", create=True)) as catalog:
+        yield catalog.create(IDENTITY)
+
+
+def square(number: int, attempt: int) -> Outcome:
+    return Completed(float(number))
+
+
+def study(store: Store, executor: FakeExecutor, limits: Limits, **more: object) -> Study:
+    return Study(
+        store=store,
+        space=SPACE,
+        algorithm=algorithm("random"),
+        executor=executor,
+        limits=limits,
+        seed=7,
+        work_folder=Path("unused"),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def test_a_study_ends_after_its_evaluations(store: Store) -> None:
+    executor = FakeExecutor(store, square)
+
+    ending = study(store, executor, Limits(max_evals=5)).run(Wish())
+
+    assert ending is Ending.DONE
+    assert executor.order == [0, 1, 2, 3, 4]
+    assert store.record().counts["completed"] == 5
+
+
+def test_every_worker_is_busy_and_none_has_a_trial_in_advance(store: Store) -> None:
+    executor = FakeExecutor(store, square, slots=3)
+
+    study(store, executor, Limits(max_evals=8)).run(Wish())
+
+    assert executor.most == 3
+    assert store.record().counts == {"completed": 8, "waiting": 0, "running": 0, "pruned": 0, "failed": 0}
+
+
+def test_the_points_do_not_depend_on_interruptions(store: Store, tmp_path: Path) -> None:
+    study(store, FakeExecutor(store, square), Limits(max_evals=6)).run(Wish())
+    with closing(connect(f"sqlite:///{tmp_path}/other.db", create=True)) as catalog:
+        other = catalog.create(IDENTITY)
+
+        for total in (1, 2, 5, 6):
+            study(other, FakeExecutor(other, square), Limits(max_evals=total)).run(Wish())
+
+        assert [t.point for t in other.trials()] == [t.point for t in store.trials()]
+
+
+def test_trials_left_waiting_are_run_before_new_ones(store: Store) -> None:
+    store.add(0, {"x": 0.25}, {"x": 0.25})
+    executor = FakeExecutor(store, square)
+
+    study(store, executor, Limits(max_evals=2)).run(Wish())
+
+    assert executor.order == [0, 1]
+    assert store.trial(0).point == {"x": 0.25}
+
+
+def test_a_smaller_budget_starts_no_more_of_what_waits(store: Store) -> None:
+    for number in range(4):
+        store.add(number, {"x": 0.25}, {})
+    executor = FakeExecutor(store, square, slots=3)
+
+    study(store, executor, Limits(max_evals=2)).run(Wish())
+
+    assert sorted(executor.order) == [0, 1]
+
+
+def test_a_dead_workers_trial_runs_again_and_then_fails(store: Store) -> None:
+    executor = FakeExecutor(store, lambda number, attempt: None if number == 1 else Completed(1.0))
+
+    study(store, executor, Limits(max_evals=3, retries=1)).run(Wish())
+
+    assert executor.order == [0, 1, 1, 2]
+    assert store.trial(1).error == DEATH
+    assert store.trial(2).state is State.COMPLETED
+
+
+def test_a_worker_that_died_before_it_claimed_costs_nothing(store: Store) -> None:
+    class DiesFirst(FakeExecutor):
+        def wait(self, seconds: float) -> list[Event]:
+            if len(self.order) == 1:
+                return [Died("w", self.running.pop(), DEATH)]
+            return super().wait(seconds)
+
+    executor = DiesFirst(store, square)
+
+    study(store, executor, Limits(max_evals=2, retries=0)).run(Wish())
+
+    assert executor.order == [0, 0, 1]
+    assert store.trial(0).attempts == 1
+
+
+def test_a_share_of_failures_above_the_limit_stops_the_study(store: Store) -> None:
+    executor = FakeExecutor(
+        store, lambda number, _: Failed(Kind.NAN, "nan") if number % 2 else Completed(1.0)
+    )
+
+    ending = study(store, executor, Limits(max_evals=50, max_failures=0.4)).run(Wish())
+
+    assert ending is Ending.FAILURES
+    assert len(list(store.trials())) == 10
+
+
+def test_failures_below_the_limit_do_not(store: Store) -> None:
+    executor = FakeExecutor(
+        store, lambda number, _: Failed(Kind.NAN, "nan") if number % 2 else Completed(1.0)
+    )
+
+    assert study(store, executor, Limits(max_evals=20, max_failures=0.5)).run(Wish()) is Ending.DONE
+
+
+def test_a_drain_lets_running_trials_end_and_starts_none(store: Store) -> None:
+    wish = Wish()
+
+    def drain_at_two(number: int, attempt: int) -> Outcome:
+        wish.drain = wish.drain or number == 2
+        return Completed(1.0)
+
+    executor = FakeExecutor(store, drain_at_two, slots=2)
+
+    ending = study(store, executor, Limits(max_evals=10)).run(wish)
+
+    assert ending is Ending.DRAINED
+    assert store.record().counts["completed"] == len(executor.order) == 4
+
+
+def test_a_cancel_hands_running_trials_back(store: Store) -> None:
+    wish = Wish()
+
+    def cancel_at_two(number: int, attempt: int) -> Outcome:
+        wish.cancel = wish.cancel or number == 2
+        return Completed(1.0)
+
+    executor = FakeExecutor(store, cancel_at_two, slots=2)
+
+    ending = study(store, executor, Limits(max_evals=10)).run(wish)
+
+    assert ending is Ending.CANCELLED
+    counts = store.record().counts
+    assert (counts["completed"], counts["waiting"], counts["running"]) == (3, 1, 0)
+
+
+def test_the_time_out_ends_the_study(store: Store) -> None:
+    clock = FakeClock()
+
+    def slow(number: int, attempt: int) -> Outcome:
+        clock.advance(40)
+        return Completed(1.0)
+
+    ending = study(store, FakeExecutor(store, slow), Limits(timeout_seconds=100), clock=clock).run(Wish())
+
+    assert ending is Ending.TIMEOUT
+    assert store.record().counts["completed"] == 3
+
+
+def test_a_failing_observer_is_logged_and_the_study_goes_on(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        def update(self, changes: Changes) -> None:
+            raise RuntimeError("no more ink")
+
+        def close(self) -> None: ...
+
+    ending = study(store, FakeExecutor(store, square), Limits(max_evals=2), observers=[Broken()]).run(Wish())
+
+    assert ending is Ending.DONE
+    assert "no more ink" in caplog.text
+
+
+def test_the_search_sees_what_runs_and_what_ended(store: Store) -> None:
+    seen = []
+
+    class Spy:
+        def propose(self, space, history, pending, rng, k):  # type: ignore[no-untyped-def]
+            seen.append((len(history), len(pending)))
+            return np.array([[0.5]])
+
+    one = study(store, FakeExecutor(store, square, slots=2), Limits(max_evals=4))
+    one.algorithm = Spy()
+    one.run(Wish())
+
+    assert seen == [(0, 0), (0, 1), (1, 1), (2, 1)]
+
+
+def test_differences_between_a_study_and_a_command_are_told() -> None:
+    from dataclasses import replace
+
+    asked = replace(IDENTITY, seed=8, arguments={"epochs": 9, "data": "/x"})
+
+    assert differences(IDENTITY, asked) == [
+        "seed: 7 -> 8",
+        "--set data: its default -> /x",
+        "--set epochs: 5 -> 9",
+    ]
