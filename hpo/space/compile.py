@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -16,9 +16,10 @@ from hyperopt.pyll.stochastic import implicit_stochastic_symbols
 
 from hpo.core import plain
 from hpo.core.errors import OutsideSpace, SpaceError
-from hpo.space.conditions import ALWAYS, NEVER, Path, Paths, simplified
+from hpo.space.conditions import ALWAYS, NEVER, Conditions, Path, Paths, simplified
 from hpo.space.distributions import Categorical, Distribution, Normal, Randint, Uniform
 from hpo.space.expression import (
+    canonical,
     described,
     draw_of,
     evaluated,
@@ -33,6 +34,7 @@ from hpo.space.space import Column, Space
 _FORMAT = 1  # of the description; a new number makes every older study another one
 _MOST_PATHS = 1000
 _LARGEST_LOG = math.log(np.finfo(float).max)
+_SMALLEST_LOG = math.log(np.finfo(float).tiny)
 
 # What hyperopt's distributions take, in their order.
 _ARGUMENTS = {
@@ -116,7 +118,7 @@ def _space(
             label=p.label,
             distribution=p.distribution,
             options=p.options,
-            conditions=tuple(sorted(tuple(sorted(path)) for path in paths[p.node] if path)),
+            conditions=tuple(tuple(path) for path in paths[p.node] if path),
             is_integer=p.options is None
             and (isinstance(p.distribution, Randint) or uses[p.label] == {"int"}),
         )
@@ -176,10 +178,10 @@ def _parameters(root: Apply) -> list[_Parameter]:
                 found[parameter.label] = parameter
         except _Faulty as faulty:
             faults.append(faulty.fault)
+    by_node = {p.node: p for p in found.values()}
     for node in nodes:
         index = switched(node)
-        match = [p for p in found.values() if p.node is index]
-        if match and (fault := _unanswered(node, match[0])):
+        if index in by_node and (fault := _unanswered(node, by_node[index])):
             faults.append(fault)
     _raise(faults)
     return list(found.values())
@@ -281,9 +283,9 @@ def _number(label: str, kind: str, arguments: dict[str, float]) -> Distribution:
             raise _Faulty(
                 f"{label}: its sigma is {sigma:g}", "sigma is the width of the distribution, above 0"
             )
-        if is_log and mu + 9 * sigma > _LARGEST_LOG:
+        if is_log and (mu + 9 * sigma > _LARGEST_LOG or (mu - 9 * sigma < _SMALLEST_LOG and q is None)):
             raise _Faulty(
-                f"{label}: {kind}({mu:g}, {sigma:g}) overflows: mu and sigma are those of the logarithm",
+                f"{label}: {kind}({mu:g}, {sigma:g}) leaves what floats hold; they are of the logarithm",
                 f"write hp.{kind}({label!r}, np.log(median), ...)",
             )
         return Normal(mu=mu, sigma=sigma, is_log=is_log, q=q)
@@ -296,17 +298,19 @@ def _number(label: str, kind: str, arguments: dict[str, float]) -> Distribution:
         raise _Faulty(
             f"{label}: its bounds are both {low:g}", f"write the value {low:g} itself instead of hp.{kind}"
         )
+    logged = f"hp.{kind}({label!r}, np.log({low:g}), np.log({high:g}), ...)" if low > 0 else "use np.log(...)"
     if is_log and high > _LARGEST_LOG:
-        raise _Faulty(
-            f"{label}: exp({high:g}) overflows; {kind}'s bounds are logarithms",
-            f"hp.{kind}({label!r}, np.log({low:g}), np.log({high:g}))" if low > 0 else "use np.log(...)",
-        )
+        raise _Faulty(f"{label}: exp({high:g}) overflows; {kind}'s bounds are logarithms", logged)
+    if is_log and low < _SMALLEST_LOG and q is None:
+        raise _Faulty(f"{label}: exp({low:g}) is 0; {kind}'s bounds are logarithms", logged)
     if not math.isfinite(high - low):
         raise _Faulty(f"{label}: the range {low:g} to {high:g} overflows", "narrow it")
-    if q is not None and max(abs(low), abs(high), math.exp(high) if is_log else 0.0) / q > 2**53:
+    largest = math.exp(high) if is_log else max(abs(low), abs(high))
+    if q is not None and largest / q > 2**53:
         raise _Faulty(
-            f"{label}: a step of {q:g} is lost in values of that size",
-            f"use hp.{kind[1:]}, which has no steps",
+            f"{label}: a step of {q:g} is lost in values up to {largest:g}"
+            + (f"; {kind}'s bounds are logarithms" if is_log else ""),
+            logged if is_log else f"use hp.{kind[1:]}, which has no steps",
         )
     return Uniform(low=low, high=high, is_log=is_log, q=q)
 
@@ -345,18 +349,13 @@ def _categorical(label: str, p: Any) -> Distribution:
 
 def _refuse_hidden(value: Any) -> None:
     """hyperopt looks for parameters in dicts, lists and tuples; elsewhere they would never be drawn."""
-    is_container = isinstance(value, Mapping | Set) or (
-        isinstance(value, np.ndarray) and value.dtype == object
-    )
-    if not is_container:
-        return
-    items = (
-        value.values()
-        if isinstance(value, Mapping)
-        else value.ravel()
-        if isinstance(value, np.ndarray)
-        else value
-    )
+    items: list[Any] = []
+    if isinstance(value, Mapping):
+        items = list(value.values())
+    elif isinstance(value, Set):
+        items = list(value)
+    elif isinstance(value, np.ndarray) and value.dtype == object:
+        items = value.ravel().tolist()
     if any(isinstance(item, Apply) for item in items):
         raise _Faulty(
             f"a {type(value).__name__} holds a parameter, and hyperopt doesn't look there",
@@ -422,7 +421,7 @@ def _paths(root: Apply, parameters: list[_Parameter]) -> dict[Apply, Paths]:
 
 
 def _parents_first(columns: list[Column]) -> tuple[Column, ...]:
-    """The columns as they are written, but none before a choice it depends on."""
+    """The columns as they are written, but none before a choice it depends on; paths from the outside in."""
     waiting = {column.label: column for column in columns}
     order: list[Column] = []
     while waiting:
@@ -440,7 +439,17 @@ def _parents_first(columns: list[Column]) -> tuple[Column, ...]:
                 hint="give the inner choices labels of their own",
             )
         order.append(waiting.pop(ready.label))
-    return tuple(order)
+    places = {column.label: place for place, column in enumerate(order)}
+
+    def in_order(conditions: Conditions) -> Conditions:
+        def key(test: tuple[str, int]) -> tuple[int, int]:
+            return places[test[0]], test[1]
+
+        return tuple(
+            sorted((tuple(sorted(path, key=key)) for path in conditions), key=lambda p: [*map(key, p)])
+        )
+
+    return tuple(replace(column, conditions=in_order(column.conditions)) for column in order)
 
 
 def _uses(root: Apply, parameters: list[_Parameter]) -> dict[str, frozenset[str]]:
@@ -475,50 +484,43 @@ class _Held:
 
 
 def _held(fixed: Mapping[str, Any], parameters: list[_Parameter], root: Apply) -> dict[str, _Held]:
+    """The fixed values by label. Raises OutsideSpace for what can't be, SpaceError for one without use."""
     by_label = {p.label: p for p in parameters}
-    options = {
-        node.pos_args[0]: node.pos_args[1:] for node in reversed(postorder(root)) if node.name == "switch"
-    }
+    switches = [node for node in postorder(root) if node.name == "switch"]
+    options = {node.pos_args[0]: node.pos_args[1:] for node in reversed(switches)}
     held: dict[str, _Held] = {}
     faults: list[_Fault] = []
     for label, value in fixed.items():
-        if label not in by_label:
-            near = get_close_matches(str(label), list(by_label), n=1)
-            faults.append(
-                _Fault(
-                    f"the space has no parameter {label!r} to fix",
-                    f"did you mean {near[0]!r}?" if near else f"it has {', '.join(by_label) or 'none'}",
-                )
-            )
-            continue
-        parameter = by_label[label]
-        found = (
-            _held_number(value, parameter)
-            if parameter.options is None
-            else _held_option(value, parameter, options[parameter.node])
-        )
-        if found is None or (complaint := parameter.distribution.complaint(found.raw)):
-            known = ", ".join(parameter.options) if parameter.options else str(parameter.distribution)
-            reason = f": {complaint}" if found is not None else ""
-            faults.append(
-                _Fault(
-                    f"{label} can't be {value!r}{reason}",
-                    f"{label} is one of {known}" if parameter.options else f"{label} is {known}",
-                )
-            )
-            continue
-        held[label] = found
+        try:
+            if label not in by_label:
+                near = get_close_matches(str(label), list(by_label), n=1)
+                mend = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(by_label) or 'none'}"
+                raise _Faulty(f"the space has no parameter {label!r} to fix", mend)
+            held[label] = _held_value(value, by_label[label], options.get(by_label[label].node, []))
+        except _Faulty as faulty:
+            faults.append(faulty.fault)
     if faults:
-        message, hint = [f.message for f in faults], [f.mend for f in faults]
-        raise OutsideSpace("; ".join(message), hint="; ".join(hint))
+        raise OutsideSpace("; ".join(f.message for f in faults), hint="; ".join(f.mend for f in faults))
     used = _used_labels(root, {p.node: held[p.label].raw for p in parameters if p.label in held})
     if unused := [label for label in held if label not in used]:
-        others = ", ".join(f"{label} = {value.shown}" for label, value in held.items() if label not in unused)
+        others = ", ".join(f"{label} = {value.shown}" for label, value in held.items() if label in used)
         raise SpaceError(
-            f"{', '.join(unused)} is fixed, but with {others} nothing uses it",
-            hint="fix one or the other",
+            f"{', '.join(unused)} is fixed, but with {others} nothing uses it", hint="fix one or the other"
         )
     return held
+
+
+def _held_value(value: Any, parameter: _Parameter, options: list[Apply]) -> _Held:
+    label, names = parameter.label, parameter.options
+    if names is None:
+        found, known = _held_number(value, parameter), f"{label} is {parameter.distribution}"
+    else:
+        found, known = _held_option(value, names, options), f"{label} is one of {', '.join(names)}"
+    if found is None:
+        raise _Faulty(f"{label} can't be {value!r}", known)
+    if complaint := parameter.distribution.complaint(found.raw):
+        raise _Faulty(f"{label} can't be {value!r}: {complaint}", known)
+    return found
 
 
 def _held_number(value: Any, parameter: _Parameter) -> _Held | None:
@@ -535,10 +537,8 @@ def _held_number(value: Any, parameter: _Parameter) -> _Held | None:
     return _Held(number, number)
 
 
-def _held_option(value: Any, parameter: _Parameter, options: list[Apply]) -> _Held | None:
+def _held_option(value: Any, names: tuple[str, ...], options: list[Apply]) -> _Held | None:
     """The option that is this value, or reads like it: by name, as Python writes it, or but for case."""
-    assert parameter.options is not None
-    names = parameter.options
     shown = plain.readable(value)
     said = shown if isinstance(shown, str) else str(shown)
     tests: list[Callable[[int], bool]] = [
@@ -595,5 +595,5 @@ def _description(root: Apply, parameters: list[_Parameter], held: Mapping[str, _
         "format": _FORMAT,
         "parameters": described_parameters,
         "expression": described(root),
-        "fixed": {label: value.shown for label, value in held.items()},
+        "fixed": {label: canonical(value.shown) for label, value in held.items()},
     }

@@ -96,8 +96,8 @@ class _Places:
     def _options(self, old: Mapping[str, Any], new: Mapping[str, Any], place: str) -> Iterator[str]:
         """Options are matched by name; those without a match are in the parameter's line."""
         label = old["choice"]
-        before = dict(zip_longest(self._old[label]["options"], old["options"]))
-        after = dict(zip_longest(self._new[label]["options"], new["options"]))
+        before = dict(zip_longest(self._old[label]["options"], old.get("options", [])))
+        after = dict(zip_longest(self._new[label]["options"], new.get("options", [])))
         for name in before:
             if name in after:
                 yield from self.compared(before[name], after[name], f"{place or label}[{name}]")
@@ -148,5 +148,6 @@ def _text(tree: Any) -> str:
     if "operation" in tree:
         named = [f"{name}={_text(item)}" for name, item in tree.get("named", {}).items()]
         return operation(tree["operation"], [*map(_text, tree["arguments"]), *named])
-    kind, value = next(iter(tree.items()))  # an object: see `expression.canonical`
-    return str(value) if isinstance(value, str) else f"{kind} {value!r}"
+    # an object, by its name and what else tells it from others: see `expression.canonical`
+    told = [value for key, value in tree.items() if key != "type"]
+    return " ".join(value if isinstance(value, str) else _text(value) for value in told)

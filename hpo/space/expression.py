@@ -80,14 +80,22 @@ def rewritten(root: Apply, replacements: Mapping[Apply, Apply]) -> Apply:
         else:
             result = _with_inputs(node, [new[child] for child in node.inputs()])
             if result.name == "switch" and result.pos_args[0] not in varies:
-                options = result.pos_args[1:]
-                index = evaluated(result.pos_args[0])
-                if isinstance(index, int | np.integer) and 0 <= index < len(options):
-                    result = options[int(index)]
+                result = _taken_option(result)
         if result.name == "hyperopt_param" or any(child in varies for child in result.inputs()):
             varies.add(result)
         new[node] = result
     return new[root]
+
+
+def _taken_option(switch: Apply) -> Apply:
+    """The option that a constant index takes; the switch itself where the index can't be computed."""
+    index, *options = switch.pos_args
+    try:
+        value = evaluated(index)
+    except Exception:  # whatever a user's function raises; evaluating a trial will say so
+        return switch
+    is_place = isinstance(value, int | np.integer) and 0 <= value < len(options)
+    return options[int(value)] if is_place else switch
 
 
 def _with_inputs(node: Apply, inputs: list[Apply]) -> Apply:
@@ -170,25 +178,36 @@ def _readable(node: Apply) -> Any:
 # --- for the fingerprint
 
 
-def described(node: Apply) -> Any:
-    """The expression as JSON, the same wherever and whenever it is built."""
-    if isinstance(node, Literal):
-        return canonical(node.obj)
-    if node.name == "hyperopt_param":
-        return {"parameter": label_of(node)}
-    if node.name == "float" and node.inputs()[0].name == "hyperopt_param":
-        return described(node.inputs()[0])  # hyperopt's own wrapping, which differs by version
-    if node.name == "dict" and not node.pos_args:
-        return {"dict": {name: described(child) for name, child in node.named_args}}
-    if node.name == "pos_args":
-        return [described(child) for child in node.pos_args]
-    if node.name == "switch" and node.pos_args[0].name == "hyperopt_param":
-        options = [described(option) for option in node.pos_args[1:]]
-        return {"choice": label_of(node.pos_args[0]), "options": options}
-    result: dict[str, Any] = {"operation": node.name, "arguments": [described(a) for a in node.pos_args]}
-    if node.named_args:
-        result["named"] = {name: described(child) for name, child in node.named_args}
-    return result
+def described(root: Apply) -> Any:
+    """The expression as JSON, the same wherever and whenever it is built.
+
+    A choice that stands in several places is described in the first and named in the others.
+    """
+    seen: set[Apply] = set()
+
+    def inner(node: Apply) -> Any:
+        if isinstance(node, Literal):
+            return canonical(node.obj)
+        if node.name == "hyperopt_param":
+            return {"parameter": label_of(node)}
+        if node.name == "float" and node.inputs()[0].name == "hyperopt_param":
+            return inner(node.inputs()[0])  # hyperopt's own wrapping, which differs by version
+        if node.name == "dict" and not node.pos_args:
+            return {"dict": {name: inner(child) for name, child in node.named_args}}
+        if node.name == "pos_args":
+            return [inner(child) for child in node.pos_args]
+        if node.name == "switch" and node.pos_args[0].name == "hyperopt_param":
+            choice = {"choice": label_of(node.pos_args[0])}
+            if node in seen:
+                return choice
+            seen.add(node)
+            return {**choice, "options": [inner(option) for option in node.pos_args[1:]]}
+        result: dict[str, Any] = {"operation": node.name, "arguments": [inner(a) for a in node.pos_args]}
+        if node.named_args:
+            result["named"] = {name: inner(child) for name, child in node.named_args}
+        return result
+
+    return inner(root)
 
 
 def canonical(value: Any, depth: int = 0) -> Any:
@@ -256,6 +275,7 @@ def _is_filled(cell: Any) -> bool:
 def lambda_source(function: FunctionType) -> str:
     """The lambda as it is written, whatever its layout; without source a digest of its byte code."""
     code = function.__code__
+    linecache.checkcache(code.co_filename)
     try:
         tree = ast.parse("".join(linecache.getlines(code.co_filename)))
     except SyntaxError:

@@ -72,6 +72,13 @@ class Warning:
     message: str
     mend: str
 
+    def __str__(self) -> str:
+        return (
+            f"{self.label}: {self.message}; better: {self.mend}"
+            if self.label
+            else f"{self.message}; {self.mend}"
+        )
+
 
 def lint(space: Space) -> list[Warning]:
     """Warnings in the order of the columns, then those of the whole space."""
@@ -93,13 +100,17 @@ def _complaints(column: Column, uses: frozenset[str], options: list[Any]) -> Ite
         yield from _normal(label, distribution)
     reaches_params = bool(uses & {"", "dict", "pos_args", "switch"})
     integer = _integer(label, distribution) if reaches_params and not column.is_integer else None
+    is_whole = column.is_integer or integer is not None
     if isinstance(distribution, Uniform):
         low, high = distribution.bounds
         if mend := _unlogged(label, distribution):
-            yield f"its values go from {low:.6g} to {high:.6g}: bounds are natural logarithms", mend
+            yield (
+                f"its values go from {low:.6g} to {high:.6g}: bounds are natural logarithms",
+                _as_int(mend, is_whole),
+            )
             return  # what else is said of the range would be said of the wrong one
         yield from _linear_decades(label, distribution)
-        if off_grid := list(_grid(label, distribution, is_integer=column.is_integer or integer is not None)):
+        if off_grid := list(_grid(label, distribution, is_whole)):
             yield from off_grid
             return  # its mend is an integer already
     if integer:
@@ -164,7 +175,7 @@ def _randint(label: str, distribution: Randint) -> Iterator[tuple[str, str]]:
     is_count = _is_count(label) and distribution.cardinality > 2
     if (is_count or distribution.cardinality > _MOST_UNORDERED) and not _SEED_WORDS & _words(label):
         yield (
-            f"the search takes randint's {distribution.cardinality} values for unrelated, as for a random seed",
+            f"the search takes its {distribution.cardinality} values for unrelated, as for a random seed",
             f"hp.uniformint({_quoted(label)}, {distribution.low}, {distribution.high - 1})",
         )
 
@@ -207,7 +218,7 @@ def _linear_decades(label: str, distribution: Uniform) -> Iterator[tuple[str, st
         )
 
 
-def _grid(label: str, distribution: Uniform, *, is_integer: bool) -> Iterator[tuple[str, str]]:
+def _grid(label: str, distribution: Uniform, is_whole: bool) -> Iterator[tuple[str, str]]:
     if not distribution.q:
         return
     q, (low, high) = distribution.q, distribution.bounds
@@ -218,8 +229,7 @@ def _grid(label: str, distribution: Uniform, *, is_integer: bool) -> Iterator[tu
     highest = max(math.floor(high / q + 1e-9) * q, lowest + q)
     bound = _log if distribution.is_log else _number
     instead = f"hp.{distribution.kind}({_quoted(label)}, {bound(lowest)}, {bound(highest)}, {_number(q)})"
-    if is_integer:
-        instead = f"scope.int({instead})"
+    instead = _as_int(instead, is_whole)
     if first < low - slack or last > high + slack:
         outside = first if first < low - slack else last
         yield (
@@ -279,7 +289,7 @@ def _evaluation(space: Space) -> Iterator[Warning]:
 def _choices(tree: Any) -> Iterator[tuple[str, list[Any]]]:
     """Every choice of a described expression with its options' descriptions."""
     if isinstance(tree, dict):
-        if "choice" in tree:
+        if "choice" in tree and "options" in tree:
             yield tree["choice"], tree["options"]
         for item in (tree.get("dict") or tree).values():  # a key of the user's may be "choice" as well
             yield from _choices(item)
@@ -307,6 +317,10 @@ def _is_rate(label: str) -> bool:
 def _is_round(number: float) -> bool:
     """Whether a person could have written it: at most three digits."""
     return math.isclose(number, float(f"{number:.3g}"), rel_tol=1e-9)
+
+
+def _as_int(code: str, is_whole: bool) -> str:
+    return f"scope.int({code})" if is_whole else code
 
 
 def _quoted(label: str) -> str:

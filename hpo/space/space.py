@@ -28,7 +28,8 @@ class Column:
     """One parameter of the space.
 
     ``options``: readable names of a choice's options, None for numbers.
-    ``conditions``: active if in any of the inner tuples every ``(label, value)`` holds; () = always active.
+    ``conditions``: active if in any of the inner tuples every ``(label, value)`` holds (outer choices first,
+    a choice's value being its index); () = always active.
     ``is_integer``: its value reaches the parameters through ``int`` alone.
     """
 
