@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 from hpo.core.errors import ClaimLost, StoreError
 from hpo.core.trial import Claim, Failed, Kind
@@ -56,13 +57,13 @@ class Keeper:
         self._process = self._start()
 
     @contextlib.contextmanager
-    def watching(self, claim: Claim) -> Iterator[None]:
-        """Keep this claim alive meanwhile."""
-        self._tell({"claim": asdict(claim)})
+    def watching(self, claim: Claim, log: Path) -> Iterator[None]:
+        """Keep this claim alive meanwhile. ``log``: what the trial prints, kept if it passes its time-out."""
+        self._tell({"claim": asdict(claim), "log": str(log)})
         try:
             yield
         finally:
-            self._tell({"claim": None})
+            self._tell({"claim": None, "log": None})
 
     def close(self) -> None:
         """The process ends when its standard input does."""
@@ -110,6 +111,7 @@ def main() -> None:
     store = connect(settings["store"]).open(settings["study"])
     beat_seconds = settings["lease_seconds"] / 3  # one lost heartbeat must not cost a trial
     claim: Claim | None = None
+    log = Path()
     beat_at = deadline = float("inf")
     while True:
         now = time.monotonic()
@@ -123,13 +125,15 @@ def main() -> None:
             if lines is None:  # the worker is gone
                 return
             for line in lines:
-                document = json.loads(line)["claim"]
-                claim = None if document is None else Claim(**document)
+                message = json.loads(line)
+                claim = None if message["claim"] is None else Claim(**message["claim"])
+                log = Path(message["log"] or "")
                 now = time.monotonic()
                 beat_at = now + beat_seconds
                 deadline = now + (settings["timeout_seconds"] or float("inf"))
         elif claim is not None and time.monotonic() >= deadline:
-            _time_out(store, claim, settings["timeout_seconds"], worker)
+            _time_out(store, claim, settings["timeout_seconds"], log)
+            _kill(worker)
             claim = None
         elif claim is not None:
             try:
@@ -141,10 +145,12 @@ def main() -> None:
                 beat_at = time.monotonic() + min(STORE_RETRY_SECONDS, beat_seconds)
 
 
-def _time_out(store: Store, claim: Claim, seconds: float, worker: int) -> None:
-    with contextlib.suppress(ClaimLost, StoreError):  # the worker was quicker; or the driver will see a death
+def _time_out(store: Store, claim: Claim, seconds: float, log: Path) -> None:
+    # The worker may have been quicker; and if the store fails, the driver will see a death.
+    with contextlib.suppress(ClaimLost, StoreError):
+        with contextlib.suppress(OSError):
+            store.put_file("log.txt", log, claim.number)
         store.finish(claim, Failed(Kind.TIMEOUT, f"no result within {seconds:g} s (--trial-timeout)"))
-    _kill(worker)
 
 
 def _kill(worker: int) -> None:

@@ -185,6 +185,13 @@ def take_lead(store: Store, *, take_over: bool = False) -> Driver:
     return driver
 
 
+def live_driver(store: Store) -> Driver | None:
+    """The process on this host that drives the study now, if there is one."""
+    driver = store.record().driver
+    is_here = driver is not None and driver.host == socket.gethostname()
+    return driver if driver is not None and is_here and _is_alive(driver) else None
+
+
 def _is_alive(driver: Driver) -> bool:
     try:
         process = psutil.Process(driver.pid)

@@ -21,7 +21,7 @@ from hpo.search import Algorithm
 from hpo.space import Space
 from hpo.stores import Store
 from hpo.tracking import Observer
-from hpo.worker import trial_folder
+from hpo.worker import LOG, trial_folder
 
 logger = logging.getLogger("hpo.study")
 
@@ -189,14 +189,14 @@ class Study:
         return number
 
     def _lost(self, died: Died) -> None:
+        if died.number is not None:
+            # What a trial printed is kept before it ends: what watches takes its files then.
+            trial = self.store.trial(died.number)
+            log = trial_folder(self.work_folder, trial.number, trial.attempts) / LOG
+            if log.exists() and log.stat().st_size:
+                with contextlib.suppress(StoreError, OSError):
+                    self.store.put_file(LOG, log, trial.number)
         self.store.lose(died.worker, died.failure, self.limits.retries)
-        if died.number is None:
-            return
-        trial = self.store.trial(died.number)
-        log = trial_folder(self.work_folder, trial.number, trial.attempts) / "log.txt"
-        if log.exists() and log.stat().st_size:
-            with contextlib.suppress(StoreError, OSError):
-                self.store.put_file("log.txt", log, trial.number)
 
     def _cancel(self) -> None:
         """Kill what runs and hand it back: it is offered again when the study goes on."""

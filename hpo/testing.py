@@ -439,13 +439,22 @@ class StoreContract:
         assert store.trial(0).snapshot == "a" * 64
 
     def test_text_of_every_kind_comes_back_as_it_was(self, store: Store) -> None:
-        text = "naïve 日本 \U0001f600 'quoted' \"twice\" \\ \n\t {} $set a.b"
+        text = "naïve 日本 \U0001f600 'quoted' \"twice\" \\ \n\t {} $set a.b \udc80"
         store.add(0, {"x": 1}, {text: text})
 
         store.finish(_claimed(store, 0), Completed(0.1, {text: [text, {text: text}]}))
 
         assert store.trial(0).params == {text: text}
         assert store.trial(0).result == {text: [text, {text: text}]}
+
+    def test_a_reason_may_hold_what_no_text_may(self, store: Store) -> None:
+        _add(store, 0)
+
+        store.finish(_claimed(store, 0), Failed(Kind.EXCEPTION, "no file caf\udce9.npz"))
+
+        error = store.trial(0).error
+        assert error is not None
+        assert error.reason.startswith("no file caf")
 
     # --- files
 

@@ -34,6 +34,7 @@ from hpo.loading import Task, describe_exception
 from hpo.run import Run
 from hpo.stores import Store
 
+LOG = "log.txt"
 REASON_CHARACTERS = 2000
 FINISH_RETRY_SECONDS = (0.1, 0.5, 2.0, 5.0, 10.0)  # how long a result waits for a store that fails
 
@@ -67,8 +68,9 @@ def run_one(
     if claim is None:
         return None
     try:
-        with keeper.watching(claim) if keeper else contextlib.nullcontext():
-            _run_claimed(store, claim, task, place)
+        folder = trial_folder(place.folder, claim.number, claim.attempt)
+        with keeper.watching(claim, folder / LOG) if keeper else contextlib.nullcontext():
+            _run_claimed(store, claim, task, place, folder)
     except ClaimLost as lost:
         print(f"hpo: {lost}; its result is dropped", file=sys.stderr)
     except KeyboardInterrupt:
@@ -83,8 +85,7 @@ def trial_folder(folder: Path, number: int, attempt: int) -> Path:
     return folder / "trials" / f"{number:05d}.{attempt}"
 
 
-def _run_claimed(store: Store, claim: Claim, task: Task, place: Workplace) -> None:
-    folder = trial_folder(place.folder, claim.number, claim.attempt)
+def _run_claimed(store: Store, claim: Claim, task: Task, place: Workplace, folder: Path) -> None:
     run = Run(
         number=claim.number,
         seed=trial_seed(place.study_seed, claim.number),
@@ -96,7 +97,7 @@ def _run_claimed(store: Store, claim: Claim, task: Task, place: Workplace) -> No
     shutil.rmtree(folder, ignore_errors=True)  # of a study that was deleted by hand
     run.directory.mkdir(parents=True)
     run.checkpoint_directory.mkdir()
-    log = folder / "log.txt"
+    log = folder / LOG
     checkpoints = _Checkpoints(store, claim.number, run.checkpoint_directory)
     checkpoints.restore()
 
@@ -106,6 +107,9 @@ def _run_claimed(store: Store, claim: Claim, task: Task, place: Workplace) -> No
 
     run.send = send
     with _as_it_was(), _captured(log) if place.captures else contextlib.nullcontext():
+        if not os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
+            # The driver alone writes to its database: what the objective logs itself goes to one of its own.
+            os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{run.directory}/mlflow.db"
         outcome = _execute(task, claim, run, place.code)
         run.flush()
     _keep_files(store, claim.number, run.directory, log)
@@ -201,7 +205,7 @@ def _keep_files(store: Store, number: int, artifacts: Path, log: Path) -> None:
             if path.is_file():
                 store.put_file(f"artifacts/{path.relative_to(artifacts).as_posix()}", path, number)
         if log.exists() and log.stat().st_size:
-            store.put_file("log.txt", log, number)
+            store.put_file(LOG, log, number)
     except (OSError, StoreError) as error:
         # The loss is worth more than the files.
         print(f"hpo: the files of trial {number} could not be kept: {error}", file=sys.stderr)

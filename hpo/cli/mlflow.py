@@ -8,7 +8,7 @@ import os
 import click
 
 from hpo.cli.options import store_option
-from hpo.core.errors import NoSuchStudy
+from hpo.core.errors import NoSuchStudy, StudyBusy
 from hpo.stores import Catalog, connect
 
 
@@ -62,12 +62,18 @@ def sync(study: str | None, store: str, tracking_uri: str | None, experiment: st
 
     On an empty MLflow everything is written again. It may be called at any time, any number of times.
     """
+    from hpo.launch import live_driver
     from hpo.tracking.mlflow import default_tracking_uri, location_of
     from hpo.tracking.mlflow import sync as synchronize
 
     with contextlib.closing(connect(store)) as catalog:
         for name in [study] if study else _names(catalog):
             opened = catalog.open(name)
+            if driver := live_driver(opened):
+                raise StudyBusy(
+                    f"process {driver.pid} drives study {name!r} and keeps MLflow up to date itself",
+                    "call this when it has ended",
+                )
             known = location_of(opened.record())
             uri = tracking_uri or (known.tracking_uri if known else default_tracking_uri(store))
             location = synchronize(opened, uri, experiment)

@@ -8,7 +8,6 @@ transactions, ``synchronous=FULL`` (what was acknowledged survives a power cut).
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -24,12 +23,6 @@ from hpo.core.errors import (
     ClaimLost,
     NoSuchStudy,
     NoSuchTrial,
-    NotAStore,
-    StoreDamaged,
-    StoreError,
-    StoreFull,
-    StoreNewer,
-    StoreReadOnly,
     StoreUnreachable,
 )
 from hpo.core.study import Driver, Identity, StudyRecord
@@ -47,87 +40,16 @@ from hpo.core.trial import (
     State,
     Trial,
 )
-from hpo.stores.filesystems import network_filesystem
 from hpo.stores.lease import LeaseWatch
 from hpo.stores.protocol import StoredFile
-
-APPLICATION_ID = 0x68706F53  # "hpoS": tells a store from every other SQLite file
-BUSY_SECONDS = 60.0
-
-SCHEMA = """
-CREATE TABLE studies (
-    id INTEGER PRIMARY KEY,
-    name TEXT NOT NULL UNIQUE,
-    identity TEXT NOT NULL,
-    snapshot TEXT,
-    driver TEXT,
-    created REAL NOT NULL,
-    revision INTEGER NOT NULL DEFAULT 0
-);
-CREATE TABLE notes (
-    study INTEGER NOT NULL REFERENCES studies,
-    name TEXT NOT NULL,
-    value TEXT NOT NULL,
-    PRIMARY KEY (study, name)
-) WITHOUT ROWID;
-CREATE TABLE trials (
-    study INTEGER NOT NULL REFERENCES studies,
-    number INTEGER NOT NULL,
-    state TEXT NOT NULL,
-    point TEXT NOT NULL,
-    params TEXT NOT NULL,
-    loss REAL,
-    result TEXT NOT NULL DEFAULT '{}',
-    error_kind TEXT,
-    error_reason TEXT,
-    worker TEXT,
-    token TEXT,
-    beats INTEGER NOT NULL DEFAULT 0,
-    stop INTEGER NOT NULL DEFAULT 0,
-    attempts INTEGER NOT NULL DEFAULT 0,
-    lost INTEGER NOT NULL DEFAULT 0,
-    epochs INTEGER NOT NULL DEFAULT 0,
-    created REAL NOT NULL,
-    started REAL,
-    ended REAL,
-    snapshot TEXT,
-    revision INTEGER NOT NULL,
-    PRIMARY KEY (study, number)
-);
-CREATE INDEX trials_by_revision ON trials (study, revision);
-CREATE INDEX trials_by_state ON trials (study, state, loss, number);
-CREATE TABLE reports (
-    study INTEGER NOT NULL,
-    number INTEGER NOT NULL,
-    epoch INTEGER NOT NULL,
-    loss REAL,
-    metrics TEXT NOT NULL,
-    time REAL NOT NULL,
-    attempt INTEGER NOT NULL,
-    revision INTEGER NOT NULL,
-    PRIMARY KEY (study, number, epoch)
-) WITHOUT ROWID;
-CREATE INDEX reports_by_revision ON reports (study, revision);
-CREATE TABLE files (
-    study INTEGER NOT NULL,
-    trial INTEGER NOT NULL,
-    name TEXT NOT NULL,
-    sha256 TEXT NOT NULL,
-    size INTEGER NOT NULL,
-    PRIMARY KEY (study, trial, name)
-) WITHOUT ROWID;
-CREATE INDEX files_by_content ON files (sha256);
-CREATE TABLE workers (
-    study INTEGER NOT NULL,
-    name TEXT NOT NULL,
-    offers TEXT NOT NULL,
-    announced REAL NOT NULL,
-    PRIMARY KEY (study, name)
-) WITHOUT ROWID;
-"""
-
-MIGRATIONS: tuple[str, ...] = ()
-"""MIGRATIONS[v - 1] turns a store of schema v into v + 1; each runs in the same transaction as the rest."""
+from hpo.stores.sqlite_file import (
+    MIGRATIONS,
+    create_file,
+    explained,
+    open_file,
+    refuse_network,
+    writing,
+)
 
 STUDY_FILES = -1  # files.trial of a file that belongs to the study itself: NULL can't be in a primary key
 
@@ -149,25 +71,25 @@ class SqliteCatalog:
         self.path = Path(url.removeprefix("sqlite:///"))
         if not self.path.name:
             raise StoreUnreachable(f"{url} names no file", "write --store sqlite:///hpo.db")
-        _refuse_network(self.path)
+        refuse_network(self.path)
         if create and not self.path.exists():
-            _create(self.path, schema_version=1 + len(migrations), migrations=migrations)
-        self._connection = _open(self.path, check=check, migrations=migrations)
+            create_file(self.path, schema_version=1 + len(migrations), migrations=migrations)
+        self._connection = open_file(self.path, check=check, migrations=migrations)
 
     def names(self) -> list[str]:
-        with _explained(self.path):
+        with explained(self.path):
             return [row["name"] for row in self._connection.execute("SELECT name FROM studies ORDER BY id")]
 
     def create(self, identity: Identity) -> SqliteStore:
         row = (identity.study, _dump(_identity_document(identity)), time.time())
-        with _writing(self._connection, self.path):
+        with writing(self._connection, self.path):
             self._connection.execute(
                 "INSERT INTO studies (name, identity, created) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", row
             )
         return self.open(identity.study)
 
     def open(self, study: str) -> SqliteStore:
-        with _explained(self.path):
+        with explained(self.path):
             row = self._connection.execute("SELECT id FROM studies WHERE name = ?", (study,)).fetchone()
         if row is None:
             known = ", ".join(self.names()) or "none yet"
@@ -446,7 +368,7 @@ class SqliteStore:
     # --- files
 
     def put_file(self, name: str, path: Path, trial: int | None = None) -> StoredFile:
-        with _explained(self._path):
+        with explained(self._path):
             self._blobs.mkdir(parents=True, exist_ok=True)
             copy = self._blobs / f".{os.getpid()}-{secrets.token_hex(4)}"
             try:
@@ -575,7 +497,7 @@ class SqliteStore:
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
         """One snapshot for all the SELECTs inside."""
-        with _explained(self._path):
+        with explained(self._path):
             self._connection.execute("BEGIN")
             try:
                 yield
@@ -583,187 +505,15 @@ class SqliteStore:
                 self._connection.execute("COMMIT")
 
     def _writing(self) -> contextlib.AbstractContextManager[None]:
-        return _writing(self._connection, self._path)
+        return writing(self._connection, self._path)
 
 
-# --- opening
+# --- files and documents
 
 
 def files_folder(path: Path) -> Path:
     """Where the files of the studies in ``hpo.db`` are: ``hpo.files``."""
     return path.with_suffix(".files")
-
-
-def _refuse_network(path: Path) -> None:
-    if kind := network_filesystem(path):
-        raise StoreUnreachable(
-            f"{path} is on a network file system ({kind}), where SQLite's locks can't be trusted",
-            "keep the store on a local disk, for example --store sqlite:////tmp/hpo.db",
-        )
-
-
-def _create(path: Path, *, schema_version: int, migrations: Sequence[str]) -> None:
-    """Make a new store, whole or not at all: it is built beside and linked into place."""
-    if not path.parent.is_dir():
-        raise StoreUnreachable(
-            f"the folder {path.parent} for the store {path.name} does not exist", f"mkdir -p {path.parent}"
-        )
-    for leftover in (path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
-        if leftover.exists():
-            # SQLite would replay a log that belongs to another file into the new one.
-            raise StoreDamaged(
-                f"{path} is missing but its log {leftover.name} is there",
-                f"put {path.name} back, or remove {leftover.name} to start anew",
-            )
-    new = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    with _explained(path):
-        try:
-            connection = sqlite3.connect(new, isolation_level=None)
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.executescript("BEGIN;" + SCHEMA + "".join(migrations) + "COMMIT;")
-            connection.execute(f"PRAGMA user_version = {schema_version}")
-            connection.close()
-            with contextlib.suppress(FileExistsError):  # another process was quicker: its file is as good
-                os.link(new, path)
-        finally:
-            for leftover in path.parent.glob(new.name + "*"):
-                leftover.unlink(missing_ok=True)
-
-
-def _open(path: Path, *, check: bool, migrations: Sequence[str]) -> sqlite3.Connection:
-    if path.is_dir():
-        raise NotAStore(f"{path} is a folder", f"name a file in it: --store sqlite:///{path}/hpo.db")
-    try:
-        with open(path, "rb") as file:
-            head = file.read(16)
-    except FileNotFoundError:
-        raise StoreUnreachable(
-            f"there is no store at {path}", "`hpo optimize` makes it; or name it with --store sqlite:///PATH"
-        ) from None
-    except PermissionError:
-        raise StoreUnreachable(f"{path} may not be read", "check its permissions") from None
-    if not head:
-        raise StoreDamaged(
-            f"{path} is empty, which a store never is",
-            "restore it, or remove it to start anew: nothing was written",
-        )
-    if head != b"SQLite format 3\0":
-        raise NotAStore(
-            f"{path} is no store of hpo: it is not an SQLite file", "name another file with --store"
-        )
-    with _explained(path):
-        # Look first through a connection that can't write: a damaged file must stay as it is.
-        with contextlib.closing(_connect(path, "ro")) as connection:
-            found = _pragma(connection, "user_version")
-            if _pragma(connection, "application_id") != APPLICATION_ID:
-                raise NotAStore(
-                    f"{path} is an SQLite file of another program", "name another file with --store"
-                )
-            if found > 1 + len(migrations):
-                raise StoreNewer(
-                    f"{path} was written by a newer hpo (its schema is {found}, this one knows up to"
-                    f" {1 + len(migrations)})",
-                    "upgrade hpo; nothing was written",
-                )
-            if check and (faults := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-                raise StoreDamaged(f"{path} is damaged: {faults}", _RESCUE.format(path=path))
-        connection = _connect(path, "rw")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA journal_size_limit = 16777216")
-        if found < 1 + len(migrations):
-            _migrate(connection, path, migrations)
-        return connection
-
-
-_RESCUE = 'nothing was written; copy what is left with: sqlite3 {path} ".recover" | sqlite3 rescued.db'
-
-
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    quoted = str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-    connection = sqlite3.connect(
-        f"file:{quoted}?mode={mode}",
-        uri=True,
-        timeout=BUSY_SECONDS,
-        isolation_level=None,
-        check_same_thread=False,
-    )
-    connection.row_factory = sqlite3.Row
-    return connection
-
-
-def _migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[str]) -> None:
-    with _writing(connection, path):
-        # Another process may have done it while this one waited for the lock.
-        version = _pragma(connection, "user_version")
-        for migration in migrations[version - 1 :]:
-            for statement in filter(str.strip, migration.split(";")):
-                connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {1 + len(migrations)}")
-
-
-def _pragma(connection: sqlite3.Connection, name: str) -> int:
-    return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
-
-
-@contextlib.contextmanager
-def _writing(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
-    with _explained(path):
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            if connection.in_transaction:  # a full disk has rolled it back already
-                connection.execute("ROLLBACK")
-            raise
-        connection.execute("COMMIT")
-
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """SQLite's and the system's errors as ours, by error code, never by message."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise _explain(error, path) from error
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _full(path) from error
-        if error.errno == errno.EROFS:
-            raise _read_only(path) from error
-        raise
-
-
-def _explain(error: sqlite3.Error, path: Path) -> StoreError:
-    match getattr(error, "sqlite_errorcode", 0) & 0xFF:  # the primary code; the rest are details
-        case sqlite3.SQLITE_FULL:
-            return _full(path)
-        case sqlite3.SQLITE_READONLY:
-            return _read_only(path)
-        case sqlite3.SQLITE_CORRUPT:
-            return StoreDamaged(f"{path} is damaged: {error}", _RESCUE.format(path=path))
-        case sqlite3.SQLITE_NOTADB:
-            return StoreDamaged(f"{path} is damaged: its header is torn", _RESCUE.format(path=path))
-        case sqlite3.SQLITE_CANTOPEN:
-            return StoreUnreachable(f"{path} can't be opened: {error}", "check its folder and permissions")
-        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            return StoreError(
-                f"{path} was locked by another process for {BUSY_SECONDS:g} s",
-                "look for a process that holds it open: fuser " + str(path),
-            )
-        case sqlite3.SQLITE_IOERR:
-            return StoreError(f"reading or writing {path} failed: {error}", "check the disk it is on")
-    return StoreError(f"the store {path} failed: {error}")
-
-
-def _full(path: Path) -> StoreFull:
-    return StoreFull(
-        f"the disk under {path} is full", "free some space and repeat the command: nothing is lost"
-    )
-
-
-def _read_only(path: Path) -> StoreReadOnly:
-    return StoreReadOnly(f"{path} can't be written", "make the file and its folder writable, or copy them")
 
 
 def _copy_hashed(source: Path, target: Path) -> tuple[str, int]:
@@ -780,11 +530,9 @@ def _copy_hashed(source: Path, target: Path) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-# --- rows and documents
-
-
 def _dump(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    # In ASCII: a lone surrogate (part of a file name in an error, say) is no UTF-8.
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _fields(driver: Driver) -> dict[str, Any]:
@@ -813,7 +561,7 @@ def _outcome_columns(outcome: Outcome) -> dict[str, Any]:
             "loss": None,
             "result": "{}",
             "kind": outcome.kind.value,
-            "reason": outcome.reason,
+            "reason": outcome.reason.encode(errors="backslashreplace").decode(),
         }
     state = State.COMPLETED if isinstance(outcome, Completed) else State.PRUNED
     return {

@@ -420,10 +420,8 @@ class Projection:
         expected = set().union(*points.values())
         keys = {key for key, *_ in expected} & set(run.data.metrics)
         logged = {_point(m) for key in keys for m in self._client.get_metric_history(run.info.run_id, key)}
-        if trial.state.has_ended:
-            logged = {point for point in logged if point not in _end_points(trial, reports)}
         child = _Child(run.info.run_id, dict(run.data.tags), set(run.data.params))
-        if logged - expected:
+        if logged - expected:  # an earlier attempt's epochs, or an end half written: begin again
             self._do("delete_run", child.run_id, about=child, number=trial.number)
             return self._create(trial, reached), reports
         for report in reports:
@@ -617,12 +615,6 @@ def _final_metrics(trial: Trial, child: _Child) -> list[Any]:
     if trial.loss is not None and trial.loss != child.last_loss:
         values["loss"] = trial.loss
     return _metrics(values, child.last_epoch + 1, trial.ended or trial.created)
-
-
-def _end_points(trial: Trial, reports: Sequence[Report]) -> set[tuple[str, int, int, str]]:
-    """The points that end the trial's curves, as `_final_metrics` gives them after these epochs."""
-    child = _Child("", {}, set(), last_epoch=max((report.epoch for report in reports), default=-1))
-    return set(map(_point, _final_metrics(trial, child)))
 
 
 def _numbers_of(result: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
