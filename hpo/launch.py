@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from hpo import snapshot as snapshots
-from hpo.core.errors import NoSuchStudy, StudyBusy, StudyChanged, UsageError
+from hpo.core.errors import NoSuchStudy, StoreError, StudyBusy, StudyChanged, UsageError
 from hpo.core.study import Driver, Identity
 from hpo.executors import WorkerSettings
 from hpo.loading import EntryPoint, Task, load, locate
@@ -102,7 +102,8 @@ def driving(request: Request) -> Iterator[Driven]:
                 warnings=(*(str(warning) for warning in lint(task.space)), *code_warnings),
             )
         finally:
-            store.resign(driver)
+            with contextlib.suppress(StoreError):  # a driver that is gone is noticed anyway
+                store.resign(driver)
 
 
 def work_folder_of(store_url: str, study: str) -> Path:

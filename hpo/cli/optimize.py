@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +19,7 @@ from hpo.cli.options import Duration, echo_json, json_option, store_option
 if TYPE_CHECKING:
     from hpo.executors import Executor
     from hpo.launch import Driven
-    from hpo.study import Ending
+    from hpo.study import Ending, Limits
     from hpo.tracking.mlflow import MlflowObserver
 
 
@@ -111,8 +112,8 @@ def optimize(
     """
     if max_evals is None and timeout is None:
         raise click.UsageError("say when to stop: --max-evals 100, or --timeout 2h")
-    slots = worker_slots(workers, gpus)
-    if inline and (len(slots) > 1 or gpus or isolate or trial_timeout):
+    how = How(worker_slots(workers, gpus), isolate, inline, tracking_uri, experiment)
+    if inline and (len(how.slots) > 1 or gpus or isolate or trial_timeout):
         raise click.UsageError(
             "--inline runs one trial at a time here: no --workers, --gpus, --isolate, --trial-timeout"
         )
@@ -130,7 +131,7 @@ def optimize(
         **asked,
     )
     with driving(request) as driven:
-        return _drive(driven, request.limits, slots, isolate, inline, tracking_uri, experiment, as_json)
+        return _drive(driven, request.limits, how, as_json)
 
 
 def worker_slots(workers: int | None, gpus: str | None) -> list[tuple[str, ...]]:
@@ -148,63 +149,57 @@ def worker_slots(workers: int | None, gpus: str | None) -> list[tuple[str, ...]]
     return slots
 
 
-def _drive(
-    driven: Driven,
-    limits: Any,
-    slots: list[tuple[str, ...]],
-    isolate: bool,
-    inline: bool,
-    tracking_uri: str | None,
-    experiment: str | None,
-    as_json: bool,
-) -> int:
+@dataclass(frozen=True, slots=True)
+class How:
+    """Where trials run and where they are shown. ``slots``: the devices of each worker."""
+
+    slots: list[tuple[str, ...]]
+    isolate: bool
+    inline: bool
+    tracking_uri: str | None
+    experiment: str | None
+
+
+def _drive(driven: Driven, limits: Limits, how: How, as_json: bool) -> int:
     from rich.console import Console
 
+    from hpo.core.errors import StoreError
     from hpo.search import algorithm
     from hpo.study import Study
-    from hpo.tracking.mlflow import MlflowObserver, default_tracking_uri
     from hpo.tracking.progress import Progress
 
-    identity, store = driven.identity, driven.store
+    identity, store, before = driven.identity, driven.store, driven.store.best()
     search = algorithm(identity.algorithm)
-    tracking_uri = tracking_uri or default_tracking_uri(driven.settings.store)
-    mlflow = None
-    if tracking_uri != "none":
-        mlflow = MlflowObserver(driven.settings.store, identity.study, tracking_uri, experiment)
-    console = Console(stderr=True)
-    best = store.best()
+    mlflow = _mlflow(driven, how)
     progress = Progress(
-        console,
+        Console(stderr=True),
         identity.study,
         limits.max_evals,
         counts=store.record().counts,
-        best=None if best is None else best.loss,
-        parallelism=len(slots),
+        best=None if before is None else before.loss,
+        parallelism=len(how.slots),
     )
-    with contextlib.ExitStack() as cleanup:
-        cleanup.enter_context(_logged_to(progress.say))
-        interrupts = cleanup.enter_context(Interrupts(progress.say, patience=2 if inline else 3))
-        progress.say(_opening(driven, len(slots)))
+    ending = None
+    with _logged_to(progress.say), Interrupts(progress.say, patience=2 if how.inline else 3) as interrupts:
+        progress.say(_opening(driven, len(how.slots)))
         for warning in driven.warnings:
             progress.say(f"warning: {warning}")
-        ending, executor = None, None
         try:
-            executor = _executor(driven, slots, isolate, inline)
-            study = Study(
-                store=store,
-                space=driven.task.space,
-                algorithm=search,
-                executor=executor,
-                limits=limits,
-                seed=identity.seed,
-                work_folder=driven.settings.work_folder,
-                observers=[progress, *([mlflow] if mlflow else [])],
-            )
-            ending = study.run(interrupts)
+            with contextlib.closing(_executor(driven, how)) as executor:
+                study = Study(
+                    store=store,
+                    space=driven.task.space,
+                    algorithm=search,
+                    executor=executor,
+                    limits=limits,
+                    seed=identity.seed,
+                    work_folder=driven.settings.work_folder,
+                    observers=[progress, *([mlflow] if mlflow else [])],
+                )
+                ending = study.run(interrupts)
         finally:
-            if executor is not None:
-                executor.close()
-            store.recall()
+            with contextlib.suppress(StoreError):  # if it is what has failed, the next driver does it
+                store.recall()
             progress.close()
             _close(mlflow, ending, progress.say)
             if ending is None:  # an error passes through here: say at least how to go on
@@ -212,15 +207,25 @@ def _drive(
     return _conclude(driven, ending, interrupts, mlflow, progress.say, as_json)
 
 
-def _executor(driven: Driven, slots: list[tuple[str, ...]], isolate: bool, inline: bool) -> Executor:
-    if inline:
+def _mlflow(driven: Driven, how: How) -> MlflowObserver | None:
+    from hpo.tracking.mlflow import MlflowObserver, default_tracking_uri
+
+    if how.tracking_uri == "none":
+        return None
+    store = driven.settings.store
+    uri = how.tracking_uri or default_tracking_uri(store)
+    return MlflowObserver(store, driven.identity.study, uri, how.experiment)
+
+
+def _executor(driven: Driven, how: How) -> Executor:
+    if how.inline:
         from hpo.executors.inline import InlineExecutor
         from hpo.executors.processes import worker_name
 
         return InlineExecutor(driven.store, driven.task, driven.settings, worker_name(os.getpid()))
     from hpo.executors.processes import ProcessExecutor
 
-    return ProcessExecutor(driven.settings, slots, isolate=isolate)
+    return ProcessExecutor(driven.settings, how.slots, isolate=how.isolate)
 
 
 def _close(mlflow: MlflowObserver | None, ending: Ending | None, say: Callable[[str], None]) -> None:
@@ -290,8 +295,7 @@ def _opening(driven: Driven, slots: int) -> str:
     identity = driven.identity
     what = "new study" if driven.is_new else "continuing study"
     workers = f"{slots} worker{'s' if slots > 1 else ''}"
-    search = f"{identity.algorithm}, seed {identity.seed}"
-    return f"{what} {identity.study} in {driven.settings.store}: {search}, {workers}"
+    return f"{what} {identity.study}: {identity.algorithm}, seed {identity.seed}, {workers}"
 
 
 def _say_how_to_go_on(
