@@ -27,7 +27,8 @@ format: .venv/dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/dev  ## what a trial costs
+bench: .venv/dev  ## what a trial costs, beside hyperopt and Optuna
+	$(PIP) --editable '.[bench]'
 	$(BIN)/python benchmarks/overhead.py
 
 .venv/bin/python:

@@ -5,8 +5,9 @@
 
 An objective that returns at once, three parameters, random search (the search itself aside), one worker.
 Peers in the same run: hyperopt's fmin, in memory, which keeps nothing; Optuna on SQLite, if it is installed.
-Each study is a process of its own; milliseconds per trial are from the first trial to the last, start-up
-aside, and of the last hundred trials alone, where growth would show.
+Each study is a process of its own. Milliseconds a trial are from the end of the first trial to the end of
+the process, so that what MLflow is still owed counts and start-up does not; those of the last hundred trials
+are from their own times, where growth would show.
 """
 
 from __future__ import annotations
@@ -64,9 +65,8 @@ def main() -> None:
         "--optuna-trials", type=int, default=1000, help="Optuna on SQLite is slow: at most so many"
     )
     options = parser.parse_args()
-    print(
-        f"{'system':28} {'trials':>7} {'ms/trial':>9} {'last 100':>9} {'driver MiB':>11} {'again s':>8} {'show s':>7}"
-    )
+    columns = ("trials", "ms/trial", "last 100", "driver MiB", "again s", "show s")
+    print(f"{'system':24}" + "".join(f"{column:>11}" for column in columns))
     costs: dict[tuple[str, int], float] = {}
     for trials in options.trials:
         for name, measure in (
@@ -77,27 +77,28 @@ def main() -> None:
         ):
             result = measure(trials)
             if result is None:
-                print(f"{name:28} {trials:7}   not installed")
+                print(f"{name:24}{trials:11}  not installed")
                 continue
             stamps, memory, again, show = result
-            each, last = milliseconds(stamps), milliseconds(stamps[-100:])
-            costs[name, trials] = each
-            rest = f"{again:8.2f} {show:7.2f}" if again is not None else ""
-            print(f"{name:28} {len(stamps):7} {each:9.2f} {last:9.2f} {memory:11.0f} {rest}", flush=True)
-    few, many = min(options.trials), max(options.trials)
-    print()
-    for name in ("hpo, MLflow off", "hpo, MLflow on"):
-        print(f"{name}: a trial of {many} costs {costs[name, many] / costs[name, few]:.2f} of one of {few}")
-        if ("Optuna, SQLite", few) in costs:
+            costs[name, trials] = (stamps[-1] - stamps[0]) / (len(stamps) - 2) * 1000
+            last = (stamps[-2] - stamps[-101]) / 99 * 1000 if len(stamps) > 100 else float("nan")
+            figures = [costs[name, trials], last, memory]
+            figures += [] if again is None else [again, show]
             print(
-                f"{name}: {costs[name, few] / costs['Optuna, SQLite', few]:.2f} of Optuna's time ({few} trials)"
+                f"{name:24}{len(stamps) - 1:11}" + "".join(f"{figure:11.2f}" for figure in figures),
+                flush=True,
             )
-        print(
-            f"{name}: {costs[name, few] / costs['hyperopt fmin, memory', few]:.2f} of hyperopt's ({few} trials)"
-        )
+    few, many = min(options.trials), max(options.trials)
+    print(f"\nratios of milliseconds a trial ({few} trials where none are named)")
+    for name in ("hpo, MLflow off", "hpo, MLflow on"):
+        print(f"{name}, {many} trials / {few} trials: {costs[name, many] / costs[name, few]:.2f}")
+        for other in ("Optuna, SQLite", "hyperopt fmin, memory"):
+            if (other, few) in costs:
+                print(f"{name} / {other}: {costs[name, few] / costs[other, few]:.2f}")
 
 
 def ours(trials: int, *more: str) -> tuple[list[float], float, float, float]:
+    """When each trial ended and the process did; the driver's memory; seconds to repeat and to show it."""
     from hpo.stores import connect
 
     with tempfile.TemporaryDirectory() as folder:
@@ -106,12 +107,13 @@ def ours(trials: int, *more: str) -> tuple[list[float], float, float, float]:
         command = [sys.executable, "-m", "hpo", "optimize", "space.py", "--study", "s", "--algo", "random"]
         command += ["--max-evals", str(trials), *more]
         memory = run(command, project)[1]
+        ended = time.time()
         again = seconds(command, project)
         show = seconds([sys.executable, "-m", "hpo", "show", "s"], project)
         with closing(connect(f"sqlite:///{project}/hpo.db")) as catalog:
             stamps = [trial.ended or 0.0 for trial in catalog.open("s").trials()]
     assert len(stamps) == trials
-    return stamps, memory, again, show
+    return [*stamps, ended], memory, again, show
 
 
 def peer(program: str, trials: int) -> tuple[list[float], float, None, None] | None:
@@ -120,7 +122,8 @@ def peer(program: str, trials: int) -> tuple[list[float], float, None, None] | N
         (project / "space.py").write_text(SPACE)
         (project / "peer.py").write_text(program)
         output, memory = run([sys.executable, "peer.py", str(trials)], project)
-    return (json.loads(output), memory, None, None) if output else None
+        ended = time.time()
+    return ([*json.loads(output), ended], memory, None, None) if output else None
 
 
 def run(command: list[str], folder: Path) -> tuple[str, float]:
@@ -147,10 +150,6 @@ def seconds(command: list[str], folder: Path) -> float:
     started = time.perf_counter()
     run(command, folder)
     return time.perf_counter() - started
-
-
-def milliseconds(stamps: list[float]) -> float:
-    return (stamps[-1] - stamps[0]) / (len(stamps) - 1) * 1000
 
 
 def quiet() -> dict[str, str]:

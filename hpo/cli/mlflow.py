@@ -34,7 +34,7 @@ def ui(store: str, tracking_uri: str | None, host: str, port: int) -> None:
             return
         tracking_uri = found[-1].tracking_uri if found else default_tracking_uri(store)
         if found:
-            page += f"/#/experiments/{found[-1].experiment_id}/runs/{found[-1].run_id}"
+            page = found[-1].page(page)
     command, environment = ui_command(tracking_uri, host, port)
     click.echo(f"MLflow: {page}", err=True)
     # The server takes this process's place: its signals and exit code are the server's own.

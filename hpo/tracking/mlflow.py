@@ -68,10 +68,14 @@ class Location:
 
     @property
     def url(self) -> str | None:
-        """The page that shows the study; None where no server runs (see `ui_command`)."""
-        if not _is_http(self.tracking_uri):
-            return None
-        return f"{self.tracking_uri.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        """The page that compares the trials; None where no server runs (see `ui_command`)."""
+        return self.page(self.tracking_uri) if _is_http(self.tracking_uri) else None
+
+    def page(self, server: str) -> str:
+        """The same on an MLflow server at this address: trials by loss. Sorting by a metric lists child runs
+        one by one, which else hide under their parent; without the workflow MLflow 3 shows traces."""
+        view = "workflowType=machine_learning&orderByKey=metrics.%60loss%60&orderByAsc=true"
+        return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs?{view}"
 
 
 def location_of(record: StudyRecord) -> Location | None:
