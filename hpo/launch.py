@@ -24,6 +24,7 @@ from hpo.core.errors import NoSuchStudy, StoreError, StudyBusy, StudyChanged, Us
 from hpo.core.study import Driver, Identity
 from hpo.executors import WorkerSettings
 from hpo.loading import EntryPoint, Task, load, locate
+from hpo.search import Algorithm, algorithm
 from hpo.space import difference, lint
 from hpo.stores import Catalog, Store, connect
 from hpo.study import Limits
@@ -48,10 +49,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Driven:
-    """A study that this process drives. ``warnings``: what the person should know before the first trial."""
+    """A study that this process drives.
+
+    ``url``: the store's address as the person wrote it. ``warnings``: what they should know before the
+    first trial.
+    """
 
     store: Store
+    url: str
     task: Task
+    algorithm: Algorithm
     identity: Identity
     settings: WorkerSettings
     is_new: bool
@@ -72,11 +79,13 @@ def driving(request: Request) -> Iterator[Driven]:
             f"{name!r} can't name a study", "use letters, digits, '.', '_' and '-': --study my-study"
         )
     task = load(entry, request.settings)
+    if request.algorithm is not None:
+        algorithm(request.algorithm)  # a name that is none must not become part of a study
     with contextlib.closing(connect(request.store, create=True, check=True)) as catalog:
         store, identity, is_new = _open_study(catalog, request, entry, task, name)
         driver = take_lead(store, take_over=request.take_over)
         try:
-            work_folder = work_folder_of(request.store, name)
+            work_folder = work_folder_of(store.url, name)
             shutil.rmtree(
                 work_folder / "trials", ignore_errors=True
             )  # of workers that died with their driver
@@ -84,10 +93,12 @@ def driving(request: Request) -> Iterator[Driven]:
             code, code_warnings = _keep_code(store, entry, work_folder)
             yield Driven(
                 store=store,
+                url=request.store,
                 task=task,
+                algorithm=algorithm(identity.algorithm),
                 identity=identity,
                 settings=WorkerSettings(
-                    store=request.store,
+                    store=store.url,
                     study=name,
                     study_seed=identity.seed,
                     code=str(code),
@@ -108,7 +119,7 @@ def driving(request: Request) -> Iterator[Driven]:
 
 def work_folder_of(store_url: str, study: str) -> Path:
     """Where this machine's workers of a study keep their files: beside the store's own."""
-    return Path(store_url.removeprefix("sqlite:///")).absolute().with_suffix(".files") / "work" / study
+    return Path(store_url.removeprefix("sqlite:///")).with_suffix(".files") / "work" / study
 
 
 def _open_study(
@@ -117,10 +128,10 @@ def _open_study(
     try:
         store, is_new = catalog.open(name), False
         kept = store.record().identity
-        seed, algorithm = kept.seed, kept.algorithm
+        seed, search = kept.seed, kept.algorithm
     except NoSuchStudy:
         kept = None
-        seed, algorithm = secrets.randbelow(2**31), "auto"
+        seed, search = secrets.randbelow(2**31), "auto"
     asked = Identity(
         study=name,
         entry_point=str(entry),
@@ -128,7 +139,7 @@ def _open_study(
         space=task.space.describe(),
         arguments=dict(request.settings),
         seed=seed if request.seed is None else request.seed,
-        algorithm=request.algorithm or algorithm,
+        algorithm=request.algorithm or search,
     )
     if kept is None:
         store, is_new = catalog.create(asked), True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import sys
@@ -65,10 +66,16 @@ class Run:
             try:
                 answer = self.send(*self._unsent[0])
             except StoreError as error:
-                print(f"hpo: {len(self._unsent)} epochs wait for the store: {error}", file=sys.stderr)
+                complain(f"{len(self._unsent)} epochs wait for the store: {error}")
                 break
             self._unsent.pop(0)
         return answer
+
+
+def complain(text: str) -> None:
+    """Say something in the trial's log, if it can still be written: a full disk must not end the trial."""
+    with contextlib.suppress(OSError):
+        print(f"hpo: {text}", file=sys.stderr, flush=True)
 
 
 def _number(name: str, value: Any) -> float:

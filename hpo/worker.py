@@ -31,7 +31,7 @@ from hpo.core.trial import (
 )
 from hpo.keeper import Keeper
 from hpo.loading import Task, describe_exception
-from hpo.run import Run
+from hpo.run import Run, complain
 from hpo.stores import Store
 
 LOG = "log.txt"
@@ -44,8 +44,8 @@ class Workplace:
     """Where and as whom a worker works.
 
     ``worker``: its name, unlike any other's. ``folder``: where trials keep their files meanwhile.
-    ``code``: the root of the code that runs, to name places in it. ``captures``: whether prints go to the
-    trial's log (they must not, where the terminal is the user's own).
+    ``code``: the root of the code that runs, to name places in it. ``is_apart``: whether the worker is a
+    process of its own; then prints go to the trial's log, and Ctrl-C is none of its business.
     """
 
     worker: str
@@ -53,7 +53,7 @@ class Workplace:
     code: Path
     study_seed: int
     gpus: tuple[str, ...] = ()
-    captures: bool = True
+    is_apart: bool = True
 
 
 def run_one(
@@ -72,7 +72,7 @@ def run_one(
         with keeper.watching(claim, folder / LOG) if keeper else contextlib.nullcontext():
             _run_claimed(store, claim, task, place, folder)
     except ClaimLost as lost:
-        print(f"hpo: {lost}; its result is dropped", file=sys.stderr)
+        complain(f"{lost}; its result is dropped")
     except KeyboardInterrupt:
         with contextlib.suppress(ClaimLost):
             store.release(claim)
@@ -106,11 +106,11 @@ def _run_claimed(store: Store, claim: Claim, task: Task, place: Workplace, folde
         return store.report(claim, epoch, loss, metrics, time=when)
 
     run.send = send
-    with _as_it_was(), _captured(log) if place.captures else contextlib.nullcontext():
+    with _as_it_was(), _captured(log) if place.is_apart else contextlib.nullcontext():
         if not os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
             # The driver alone writes to its database: what the objective logs itself goes to one of its own.
             os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{run.directory}/mlflow.db"
-        outcome = _execute(task, claim, run, place.code)
+        outcome = _execute(task, claim, run, place)
         run.flush()
     _keep_files(store, claim.number, run.directory, log)
     _finish(store, claim, outcome)
@@ -118,7 +118,7 @@ def _run_claimed(store: Store, claim: Claim, task: Task, place: Workplace, folde
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _execute(task: Task, claim: Claim, run: Run, code: Path) -> Outcome:
+def _execute(task: Task, claim: Claim, run: Run, place: Workplace) -> Outcome:
     """Call the objective; every way it can end is an outcome. The traceback goes to standard error."""
     try:
         # A store carries points, not parameters: what lies outside the space is refused here.
@@ -129,7 +129,7 @@ def _execute(task: Task, claim: Claim, run: Run, code: Path) -> Outcome:
         return judge(task(params, run))
     except TrialPruned:
         return Pruned(run.last_loss)
-    except (ClaimLost, KeyboardInterrupt):
+    except ClaimLost:
         raise
     except FloatingPointError as error:  # a training that noticed its own divergence
         return Failed(Kind.NAN, str(error)[:REASON_CHARACTERS])
@@ -138,9 +138,12 @@ def _execute(task: Task, claim: Claim, run: Run, code: Path) -> Outcome:
     except SystemExit as error:
         return Failed(Kind.EXIT, f"the objective called sys.exit({error.code!r})")
     except BaseException as error:
-        traceback.print_exc()
+        if isinstance(error, KeyboardInterrupt) and not place.is_apart:
+            raise
+        with contextlib.suppress(OSError):  # a full disk
+            traceback.print_exc()
         kind = Kind.OUT_OF_MEMORY if _is_out_of_memory(error) else Kind.EXCEPTION
-        return Failed(kind, describe_exception(error, code)[:REASON_CHARACTERS])
+        return Failed(kind, describe_exception(error, place.code)[:REASON_CHARACTERS])
 
 
 def judge(returned: Any) -> Outcome:
@@ -183,7 +186,10 @@ def _is_out_of_memory(error: BaseException) -> bool:
         "ResourceExhaustedError",
     ):
         return True
-    text = str(error).lower()
+    try:
+        text = str(error).lower()
+    except Exception:  # an exception of the user's that can't be printed
+        return False
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
@@ -194,7 +200,7 @@ def _finish(store: Store, claim: Claim, outcome: Outcome) -> None:
             store.finish(claim, outcome)
             return
         except StoreError as error:
-            print(f"hpo: trial {claim.number} has ended, but: {error}; trying again", file=sys.stderr)
+            complain(f"trial {claim.number} has ended, but: {error}; trying again")
             time.sleep(seconds)
     store.finish(claim, outcome)
 
@@ -208,7 +214,7 @@ def _keep_files(store: Store, number: int, artifacts: Path, log: Path) -> None:
             store.put_file(LOG, log, number)
     except (OSError, StoreError) as error:
         # The loss is worth more than the files.
-        print(f"hpo: the files of trial {number} could not be kept: {error}", file=sys.stderr)
+        complain(f"the files of trial {number} could not be kept: {error}")
 
 
 class _Checkpoints:

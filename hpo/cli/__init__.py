@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -68,6 +69,9 @@ def main(arguments: list[str] | None = None) -> None:
     A traceback is shown with --debug, anywhere on the line, or HPO_DEBUG=1.
     """
     given = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode shows what it can
     is_debug = "--debug" in given or bool(os.environ.get("HPO_DEBUG"))
     try:
         code: Any = hpo.main(

@@ -164,12 +164,10 @@ def _drive(driven: Driven, limits: Limits, how: How, as_json: bool) -> int:
     from rich.console import Console
 
     from hpo.core.errors import StoreError
-    from hpo.search import algorithm
     from hpo.study import Study
     from hpo.tracking.progress import Progress
 
     identity, store, before = driven.identity, driven.store, driven.store.best()
-    search = algorithm(identity.algorithm)
     mlflow = _mlflow(driven, how)
     progress = Progress(
         Console(stderr=True),
@@ -180,7 +178,13 @@ def _drive(driven: Driven, limits: Limits, how: How, as_json: bool) -> int:
         parallelism=len(how.slots),
     )
     ending = None
-    with _logged_to(progress.say), Interrupts(progress.say, patience=2 if how.inline else 3) as interrupts:
+    # Standard output is the document's: an objective that runs --inline prints elsewhere.
+    aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    with (
+        aside,
+        _logged_to(progress.say),
+        Interrupts(progress.say, patience=2 if how.inline else 3) as interrupts,
+    ):
         progress.say(_opening(driven, len(how.slots)))
         for warning in driven.warnings:
             progress.say(f"warning: {warning}")
@@ -189,7 +193,7 @@ def _drive(driven: Driven, limits: Limits, how: How, as_json: bool) -> int:
                 study = Study(
                     store=store,
                     space=driven.task.space,
-                    algorithm=search,
+                    algorithm=driven.algorithm,
                     executor=executor,
                     limits=limits,
                     seed=identity.seed,
@@ -262,7 +266,7 @@ def _conclude(
         echo_json(
             {
                 "study": record.identity.study,
-                "store": driven.settings.store,
+                "store": driven.url,
                 "trials": counts,
                 "best": None
                 if best is None
@@ -301,7 +305,7 @@ def _opening(driven: Driven, slots: int) -> str:
 def _say_how_to_go_on(
     driven: Driven, mlflow: MlflowObserver | None, say: Callable[[str], None], *, is_done: bool = False
 ) -> None:
-    study, store = driven.identity.study, driven.settings.store
+    study, store = driven.identity.study, driven.url
     where = "" if store == "sqlite:///hpo.db" else f" --store {shlex.quote(store)}"
     if not is_done:
         say(f"continue: {shlex.join(['hpo', *sys.argv[1:]])}")

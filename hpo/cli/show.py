@@ -207,4 +207,5 @@ def _print(table: Any) -> None:
     from rich.console import Console
 
     # Piped, a table is as wide as it needs to be: nothing is cut or wrapped for grep.
-    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200).print(table)
+    width = None if sys.stdout.isatty() else 100_000
+    Console(highlight=False, markup=False, emoji=False, width=width).print(table)

@@ -47,7 +47,7 @@ def space(file: str, sample: int | None, seed: int, sets: tuple[str, ...], as_js
         return
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     console.print(draw(loaded))
     many = "infinitely many" if loaded.cardinality is None else loaded.cardinality
     console.print(f"{len(loaded.columns)} parameters, {many} points", markup=False)

@@ -24,18 +24,28 @@ def explain(returncode: int, was_oom: bool) -> Failed:
 class OomCounter:
     """Whether the kernel killed a process for memory: SIGKILL by hand looks the same, the cgroup tells.
 
-    Look before the process is reaped. Without cgroups the answer is no.
+    `look` now and then: a process may be moved to another group, and a dead one's group can't be asked for
+    (version 1 says the root). Without cgroups the answer is no.
     """
 
     def __init__(self, pid: int, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> None:
         self._pid = pid
         self._proc = proc
         self._cgroups = cgroups
-        self._before = {path: _count(path) for path in self._files()}
+        self._before: dict[Path, int] = {}
+        self.look()
+
+    def look(self) -> None:
+        """Remember the groups the process is in, and their counters when first seen."""
+        for path in self._files():
+            if path not in self._before:
+                self._before[path] = _count(path)
 
     def has_killed(self) -> bool:
-        # The process may have been moved into a group of its own since: there it starts from zero.
-        return any(_count(path) > self._before.get(path, 0) for path in self._files())
+        """Whether a counter has moved. Ask before the process is reaped."""
+        # In a group that was not seen before, the process is the newcomer: it counts from zero.
+        groups = dict.fromkeys(self._files(), 0) | self._before
+        return any(_count(path) > before for path, before in groups.items())
 
     def _files(self) -> list[Path]:
         """The files that count kills in the process's groups: of version 2, and of version 1's memory."""

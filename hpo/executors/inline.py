@@ -23,7 +23,7 @@ class InlineExecutor:
             folder=settings.work_folder,
             code=Path(settings.code),
             study_seed=settings.study_seed,
-            captures=False,
+            is_apart=False,
         )
         self._submitted: list[int] = []
 

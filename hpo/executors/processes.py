@@ -47,21 +47,23 @@ class ProcessExecutor:
         self._isolate = isolate
         self._environment = environment_of_workers(len(gpus))
         # Nobody writes to it and only this process holds its other end: it closes when this process dies.
-        self._lifeline, self._held_by_driver = os.pipe()
+        self._pipe: tuple[int, ...] = os.pipe()
         self._deaths_in_a_row = 0
         settings.work_folder.mkdir(parents=True, exist_ok=True)
-        self._workers: list[_Worker] = []
         self.slots = len(gpus)
-        for devices in gpus:
-            self._workers.append(self._start(devices))
+        self._workers: list[_Worker] = []
+        self._vacant = list(gpus)  # the devices of slots without a process
 
     def free(self) -> int:
-        return sum(worker.number is None for worker in self._workers)
+        return sum(worker.number is None for worker in self._workers) + len(self._vacant)
 
     def submit(self, number: int) -> None:
         worker = next((worker for worker in self._workers if worker.number is None), None)
         if worker is None:
-            raise IndexError("all workers are busy")
+            if not self._vacant:
+                raise IndexError("all workers are busy")
+            worker = self._start(self._vacant.pop(0))
+            self._workers.append(worker)
         worker.number = number
         worker.send({"run": number})
 
@@ -72,6 +74,8 @@ class ProcessExecutor:
         readable, _, _ = select.select(list(watched), [], [], seconds)
         woken = dict.fromkeys(watched[descriptor] for descriptor in readable)
         events: list[Event] = []
+        for worker in self._workers:
+            worker.oom.look()
         for worker in woken if HAS_PIDFD else list(self._workers):
             # Whether it has died is asked first: its last message is then surely there to be read.
             has_died = worker.has_died()
@@ -80,13 +84,13 @@ class ProcessExecutor:
             if has_died:
                 events.append(self._bury(worker))
             elif self._isolate and messages and worker.number is None:
-                self._replace(worker)
+                self._remove(worker)
         return events
 
     def cancel(self) -> None:
         for worker in list(self._workers):
             if worker.number is not None:
-                self._replace(worker)
+                self._remove(worker)
 
     def close(self) -> None:
         for worker in self._workers:
@@ -97,10 +101,10 @@ class ProcessExecutor:
                 if worker.number is None:
                     worker.process.wait(max(0.0, deadline - time.monotonic()))
             worker.kill()
-        if self._workers:  # closing twice does nothing
-            os.close(self._lifeline)
-            os.close(self._held_by_driver)
         self._workers = []
+        for descriptor in self._pipe:
+            os.close(descriptor)
+        self._pipe = ()  # closing twice does nothing
 
     def _heard(self, worker: _Worker, message: Mapping[str, Any]) -> Finished | None:
         if "broken" in message:
@@ -115,7 +119,7 @@ class ProcessExecutor:
     def _bury(self, worker: _Worker) -> Died:
         code, was_oom = worker.take_leave()
         died = Died(worker.name, worker.number, explain(code, was_oom))
-        self._workers[self._workers.index(worker)] = self._start(worker.gpus)
+        self._vacate(worker)
         self._deaths_in_a_row = 0 if worker.is_ready else self._deaths_in_a_row + 1
         if self._deaths_in_a_row >= DEATHS_BEFORE_BROKEN:
             raise WorkerBroken(
@@ -124,9 +128,13 @@ class ProcessExecutor:
             )
         return died
 
-    def _replace(self, worker: _Worker) -> None:
+    def _remove(self, worker: _Worker) -> None:
         worker.kill()
-        self._workers[self._workers.index(worker)] = self._start(worker.gpus)
+        self._vacate(worker)
+
+    def _vacate(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        self._vacant.append(worker.gpus)
 
     def _start(self, gpus: tuple[str, ...]) -> _Worker:
         environment = dict(self._environment)
@@ -141,12 +149,12 @@ class ProcessExecutor:
                 stdout=output,
                 stderr=output,
                 env=environment,
-                pass_fds=(theirs.fileno(), self._lifeline),
+                pass_fds=(theirs.fileno(), self._pipe[0]),
                 start_new_session=True,  # Ctrl-C on the terminal is for the driver alone
             )
         worker = _Worker(process, ours, gpus, log)
         settings = asdict(self._settings)
-        worker.send({"settings": settings, "gpus": gpus, "lifeline": self._lifeline})
+        worker.send({"settings": settings, "gpus": gpus, "lifeline": self._pipe[0]})
         return worker
 
 

@@ -30,7 +30,10 @@ class StoredFile:
 
 
 class Catalog(Protocol):
-    """The studies of one place. One handle serves one thread."""
+    """The studies of one place. One handle serves one thread.
+
+    ``url``: its address, the same from every working directory.
+    """
 
     url: str
 

@@ -66,11 +66,13 @@ class SqliteCatalog:
         clock: Callable[[], float] = time.monotonic,
         migrations: Sequence[str] = MIGRATIONS,
     ) -> None:
-        self.url = url
-        self._clock = clock
-        self.path = Path(url.removeprefix("sqlite:///"))
-        if not self.path.name:
+        path = Path(url.removeprefix("sqlite:///"))
+        if not path.name:
             raise StoreUnreachable(f"{url} names no file", "write --store sqlite:///hpo.db")
+        # An objective may change the working directory under this object.
+        self.path = path.absolute()
+        self.url = f"sqlite:///{self.path}"
+        self._clock = clock
         refuse_network(self.path)
         if create and not self.path.exists():
             create_file(self.path, schema_version=1 + len(migrations), migrations=migrations)

@@ -23,6 +23,9 @@ from hpo.stores.filesystems import network_filesystem
 
 APPLICATION_ID = 0x68706F53  # "hpoS": tells a store from every other SQLite file
 BUSY_SECONDS = 60.0
+SQLITE_MAGIC = b"SQLite format 3\0"
+SQLITE_HEADER_BYTES = 100
+FULL_BYTES = 1 << 16  # SQLite's shared memory alone takes half of it
 
 SCHEMA = """
 CREATE TABLE studies (
@@ -130,11 +133,21 @@ def create_file(path: Path, *, schema_version: int, migrations: Sequence[str]) -
             connection.executescript("BEGIN;" + SCHEMA + "".join(migrations) + "COMMIT;")
             connection.execute(f"PRAGMA user_version = {schema_version}")
             connection.close()
-            with contextlib.suppress(FileExistsError):  # another process was quicker: its file is as good
-                os.link(new, path)
+            _put_in_place(new, path)
         finally:
             for leftover in path.parent.glob(new.name + "*"):
                 leftover.unlink(missing_ok=True)
+
+
+def _put_in_place(new: Path, path: Path) -> None:
+    try:
+        os.link(new, path)
+    except FileExistsError:  # another process was quicker: its file is as good
+        pass
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        os.rename(new, path)  # a file system without links
 
 
 def open_file(path: Path, *, check: bool, migrations: Sequence[str]) -> sqlite3.Connection:
@@ -154,13 +167,16 @@ def open_file(path: Path, *, check: bool, migrations: Sequence[str]) -> sqlite3.
             f"{path} is empty, which a store never is",
             "restore it, or remove it to start anew: nothing was written",
         )
-    if head != b"SQLite format 3\0":
+    if head == SQLITE_MAGIC and path.stat().st_size < SQLITE_HEADER_BYTES:
+        raise StoreDamaged(f"{path} is damaged: its header is cut off", "restore it: nothing was written")
+    if head != SQLITE_MAGIC:
         raise NotAStore(
             f"{path} is no store of hpo: it is not an SQLite file", "name another file with --store"
         )
     with explained(path):
         # Look first through a connection that can't write: a damaged file must stay as it is.
-        with contextlib.closing(_connect(path, "ro")) as connection:
+        reading, writable = _modes(path)
+        with contextlib.closing(_connect(path, reading)) as connection:
             found = _pragma(connection, "user_version")
             if _pragma(connection, "application_id") != APPLICATION_ID:
                 raise NotAStore(
@@ -174,12 +190,27 @@ def open_file(path: Path, *, check: bool, migrations: Sequence[str]) -> sqlite3.
                 )
             if check and (faults := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
                 raise StoreDamaged(f"{path} is damaged: {faults}", _RESCUE.format(path=path))
-        connection = _connect(path, "rw")
+        connection = _connect(path, writable)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA journal_size_limit = 16777216")
         if found < 1 + len(migrations):
             _migrate(connection, path, migrations)
         return connection
+
+
+def _modes(path: Path) -> tuple[str, str]:
+    """How to open the file for a look, and how for good: what can't be written can still be read."""
+    log = path.with_name(path.name + "-wal")
+    has_log = log.exists() and log.stat().st_size > 0
+    if _is_read_only(path) and has_log:
+        raise StoreReadOnly(
+            f"{path} can't be written, and what was written last is still in its log",
+            f"copy {path.name} and {log.name} to a place that can be written",
+        )
+    if _is_read_only(path) or (_is_full(path) and not has_log):
+        # SQLite could not make the log it needs even for reading, and must be told that nobody writes.
+        return "ro&immutable=1", "ro&immutable=1"
+    return "ro", "rw"
 
 
 _RESCUE = 'nothing was written; copy what is left with: sqlite3 {path} ".recover" | sqlite3 rescued.db'
@@ -218,11 +249,11 @@ def writing(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield
+            connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:  # a full disk has rolled it back already
                 connection.execute("ROLLBACK")
             raise
-        connection.execute("COMMIT")
 
 
 @contextlib.contextmanager
@@ -245,11 +276,15 @@ def _explain(error: sqlite3.Error, path: Path) -> StoreError:
         case sqlite3.SQLITE_FULL:
             return _full(path)
         case sqlite3.SQLITE_READONLY:
-            return _read_only(path)
+            return _full(path) if _is_full(path) else _read_only(path)
         case sqlite3.SQLITE_CORRUPT:
             return StoreDamaged(f"{path} is damaged: {error}", _RESCUE.format(path=path))
         case sqlite3.SQLITE_NOTADB:
             return StoreDamaged(f"{path} is damaged: its header is torn", _RESCUE.format(path=path))
+        case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_IOERR if _is_full(path):
+            return _full(path)
+        case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_IOERR if _is_read_only(path):
+            return _read_only(path)
         case sqlite3.SQLITE_CANTOPEN:
             return StoreUnreachable(f"{path} can't be opened: {error}", "check its folder and permissions")
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
@@ -260,6 +295,15 @@ def _explain(error: sqlite3.Error, path: Path) -> StoreError:
         case sqlite3.SQLITE_IOERR:
             return StoreError(f"reading or writing {path} failed: {error}", "check the disk it is on")
     return StoreError(f"the store {path} failed: {error}")
+
+
+def _is_read_only(path: Path) -> bool:
+    return bool(os.statvfs(path.parent).f_flag & os.ST_RDONLY)
+
+
+def _is_full(path: Path) -> bool:
+    space = os.statvfs(path.parent)
+    return space.f_bavail * space.f_frsize < FULL_BYTES
 
 
 def _full(path: Path) -> StoreFull:
