@@ -18,20 +18,23 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from hpo.core.errors import ClaimLost, StoreError
+from hpo.core.files import LOG
 from hpo.core.trial import Claim, Failed, Kind
 from hpo.stores import Store, connect
 
 STORE_RETRY_SECONDS = 1.0
+IDLE: dict[str, Any] = {"claim": None}
 
 
 class Keeper:
-    """Starts the process, and starts it again if it has died.
+    """Starts the process, and starts it again, with what it was told last, as soon as it has died.
 
     Args: lease_seconds: the claim is renewed at a third of it; timeout_seconds: how long one attempt
     may take, None for ever; lifeline: a file descriptor that reads end-of-file when the driver is gone.
@@ -50,55 +53,69 @@ class Keeper:
             "store": store_url,
             "study": study,
             "lease_seconds": lease_seconds,
-            "timeout_seconds": timeout_seconds,
             "worker": os.getpid(),
             "lifeline": lifeline,
         }
+        self._timeout_seconds = timeout_seconds
+        self._lifeline = lifeline
+        self._last = IDLE
+        self._is_closed = False
+        self._lock = threading.Lock()
         self._process = self._start()
+        self._guard = threading.Thread(target=self._replace_when_killed, name="hpo-keeper", daemon=True)
+        self._guard.start()
 
-    @contextlib.contextmanager
-    def watching(self, claim: Claim, log: Path) -> Iterator[None]:
-        """Keep this claim alive meanwhile. ``log``: what the trial prints, kept if it passes its time-out."""
-        self._tell({"claim": asdict(claim), "log": str(log)})
-        try:
-            yield
-        finally:
-            self._tell({"claim": None, "log": None})
+    def watch(self, claim: Claim, log: Path, *, is_timed: bool = True) -> None:
+        """Keep this claim alive from now on. ``log``: what the trial prints, kept if it passes its time-out;
+        not ``is_timed``: from now on it may take its time."""
+        seconds = self._timeout_seconds if is_timed else None
+        # The monotonic clock is the machine's: a keeper that is started later reads the same.
+        deadline = None if seconds is None else time.monotonic() + seconds
+        self._tell({"claim": asdict(claim), "log": str(log), "seconds": seconds, "deadline": deadline})
+
+    def rest(self) -> None:
+        """The trial has ended."""
+        self._tell(IDLE)
 
     def close(self) -> None:
         """The process ends when its standard input does."""
-        with contextlib.suppress(OSError):
-            self._stdin.close()
-        self._process.wait()
-
-    @property
-    def _stdin(self):  # type: ignore[no-untyped-def]  # IO[bytes], which Popen declares optional
-        return self._process.stdin
+        with self._lock:
+            self._is_closed = True
+            assert self._process.stdin is not None
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+        self._guard.join()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        lifeline = self._settings["lifeline"]
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "hpo.keeper"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            pass_fds=() if lifeline is None else (lifeline,),  # type: ignore[arg-type]
+            pass_fds=() if self._lifeline is None else (self._lifeline,),
         )
-        assert process.stdin is not None
-        _write(process.stdin, self._settings)
+        _write(process, self._settings)
+        _write(process, self._last)
         return process
 
-    def _tell(self, message: dict[str, object]) -> None:
-        try:
-            _write(self._stdin, message)
-        except OSError:  # somebody killed it
+    def _replace_when_killed(self) -> None:
+        while True:
             self._process.wait()
-            self._process = self._start()
-            _write(self._stdin, message)
+            with self._lock:
+                if self._is_closed:
+                    return
+                self._process = self._start()
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        with self._lock:
+            self._last = message
+            _write(self._process, message)
 
 
-def _write(stream, message: dict[str, object]) -> None:  # type: ignore[no-untyped-def]
-    stream.write(json.dumps(message).encode() + b"\n")
-    stream.flush()
+def _write(process: subprocess.Popen[bytes], message: dict[str, Any]) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(OSError):  # it was killed: its successor is told
+        process.stdin.write(json.dumps(message).encode() + b"\n")
+        process.stdin.flush()
 
 
 def main() -> None:
@@ -106,33 +123,36 @@ def main() -> None:
     # The terminal's Ctrl-C is the driver's business.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stdin = _Lines(sys.stdin.fileno())
-    settings = json.loads(stdin.wait_for_one())
+    lines = stdin.read()
+    while lines == []:
+        lines = stdin.read()
+    if lines is None:
+        return
+    settings = json.loads(lines.pop(0))
     worker, lifeline = settings["worker"], settings["lifeline"]
     store = connect(settings["store"]).open(settings["study"])
     beat_seconds = settings["lease_seconds"] / 3  # one lost heartbeat must not cost a trial
     claim: Claim | None = None
-    log = Path()
+    message = IDLE
     beat_at = deadline = float("inf")
     while True:
-        now = time.monotonic()
-        wait = None if claim is None else max(0.0, min(beat_at, deadline) - now)
+        for line in lines:
+            message = json.loads(line)
+            claim = None if message["claim"] is None else Claim(**message["claim"])
+            beat_at = time.monotonic() + beat_seconds
+            deadline = message.get("deadline") or float("inf")
+        lines = []
+        wait = None if claim is None else max(0.0, min(beat_at, deadline) - time.monotonic())
         readable, _, _ = select.select([stdin] if lifeline is None else [stdin, lifeline], [], [], wait)
         if lifeline in readable:
             _kill(worker)
             return
         if stdin in readable:
-            lines = stdin.read()
-            if lines is None:  # the worker is gone
+            if (more := stdin.read()) is None:  # the worker is gone
                 return
-            for line in lines:
-                message = json.loads(line)
-                claim = None if message["claim"] is None else Claim(**message["claim"])
-                log = Path(message["log"] or "")
-                now = time.monotonic()
-                beat_at = now + beat_seconds
-                deadline = now + (settings["timeout_seconds"] or float("inf"))
+            lines = more
         elif claim is not None and time.monotonic() >= deadline:
-            _time_out(store, claim, settings["timeout_seconds"], log)
+            _time_out(store, claim, message["seconds"], Path(message["log"]))
             _kill(worker)
             claim = None
         elif claim is not None:
@@ -149,7 +169,7 @@ def _time_out(store: Store, claim: Claim, seconds: float, log: Path) -> None:
     # The worker may have been quicker; and if the store fails, the driver will see a death.
     with contextlib.suppress(ClaimLost, StoreError):
         with contextlib.suppress(OSError):
-            store.put_file("log.txt", log, claim.number)
+            store.put_files({LOG: log}, claim.number, claim=claim)
         store.finish(claim, Failed(Kind.TIMEOUT, f"no result within {seconds:g} s (--trial-timeout)"))
 
 
@@ -179,14 +199,6 @@ class _Lines:
             return None
         *lines, self._rest = (self._rest + data).split(b"\n")
         return lines
-
-    def wait_for_one(self) -> bytes:
-        lines = self.read()
-        while lines == []:
-            lines = self.read()
-        if lines is None:
-            raise SystemExit
-        return lines[0]
 
 
 if __name__ == "__main__":

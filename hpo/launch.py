@@ -21,12 +21,14 @@ import psutil
 
 from hpo import snapshot as snapshots
 from hpo.core.errors import NoSuchStudy, StoreError, StudyBusy, StudyChanged, UsageError
+from hpo.core.files import snapshot_name
 from hpo.core.study import Driver, Identity
 from hpo.executors import WorkerSettings
 from hpo.loading import EntryPoint, Task, load, locate
 from hpo.search import Algorithm, algorithm
 from hpo.space import difference, lint
 from hpo.stores import Catalog, Store, connect
+from hpo.stores.sqlite_file import files_folder
 from hpo.study import Limits
 
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -104,6 +106,7 @@ def driving(request: Request) -> Iterator[Driven]:
                     code=str(code),
                     file=entry.file.as_posix(),
                     name=entry.name,
+                    fingerprint=task.space.fingerprint,
                     folder=str(work_folder),
                     arguments=request.settings,
                     lease_seconds=request.limits.lease_seconds,
@@ -119,7 +122,7 @@ def driving(request: Request) -> Iterator[Driven]:
 
 def work_folder_of(store_url: str, study: str) -> Path:
     """Where this machine's workers of a study keep their files: beside the store's own."""
-    return Path(store_url.removeprefix("sqlite:///")).with_suffix(".files") / "work" / study
+    return files_folder(Path(store_url.removeprefix("sqlite:///"))) / "work" / study
 
 
 def _open_study(
@@ -216,7 +219,7 @@ def _is_alive(driver: Driver) -> bool:
 
 def _keep_code(store: Store, entry: EntryPoint, work_folder: Path) -> tuple[Path, list[str]]:
     """Put the code as it is now into the study; returns the folder it runs from, and what has changed."""
-    now = snapshots.take(entry.root)
+    now = snapshots.take(entry.root, entry.file)
     before = store.record().snapshot
     code = work_folder / "code" / now.sha256
     warnings = []
@@ -224,23 +227,20 @@ def _keep_code(store: Store, entry: EntryPoint, work_folder: Path) -> tuple[Path
         old, new = Path(scratch) / "old.zip", Path(scratch) / "new.zip"
         if before != now.sha256:
             if before is not None:
-                is_kept = store.get_file(archive_name(before), old)
+                is_kept = store.get_file(snapshot_name(before), old)
                 changed = ", ".join(_changed_files(old, now)) if is_kept else "which files is no longer known"
                 warnings.append(f"the code has changed since this study last ran: {changed}")
             snapshots.pack(now, new)
-            store.put_file(archive_name(now.sha256), new)
+            store.put_files({snapshot_name(now.sha256): new})
             store.use_snapshot(now.sha256)
         if not code.exists():
             if not new.exists():
                 snapshots.pack(now, new)
-            code.parent.mkdir(parents=True, exist_ok=True)
+            # Earlier versions are in the store; their folders have served.
+            shutil.rmtree(code.parent, ignore_errors=True)
+            code.parent.mkdir(parents=True)
             snapshots.unpack(new, code)
     return code, warnings
-
-
-def archive_name(sha256: str) -> str:
-    """What a snapshot is called among a study's files."""
-    return f"snapshot/{sha256}.zip"
 
 
 def _changed_files(archive: Path, now: snapshots.Snapshot, most: int = 5) -> list[str]:

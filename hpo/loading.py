@@ -87,17 +87,20 @@ def locate(text: str) -> EntryPoint:
     return EntryPoint(root, path.relative_to(root), name)
 
 
-def load(entry: EntryPoint, settings: Mapping[str, Any], root: Path | None = None) -> Task:
+def load(entry: EntryPoint, settings: Mapping[str, Any]) -> Task:
     """Run the file and take its ``space`` and the objective.
 
-    Args: settings: what ``--set`` says: labels of the space to fix and arguments of the objective; root:
-    a copy of the project to load from (a snapshot). The root and the file's folder go on sys.path.
+    Args: settings: what ``--set`` says: labels of the space to fix and arguments of the objective. The
+    root and the file's folder go on sys.path; the working directory stays, whatever the file does.
     Raises LoadError, SpaceError, UsageError (a setting that is neither label nor argument).
     """
     from hpo.space import compile_space
 
-    root = root or entry.root
-    module = _run_file(root, entry.file)
+    folder = os.getcwd()
+    try:
+        module = _run_file(entry.root, entry.file)
+    finally:
+        os.chdir(folder)
     objective = _member(module, entry.name, entry, "the training function: def objective(params, run): …")
     if not callable(objective):
         raise LoadError(f"{entry} is a {type(objective).__name__}, no function", "define it with def")
@@ -119,10 +122,16 @@ def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
         if key in settings:
             raise UsageError(f"--set names {key} twice", "keep one of them")
         try:
-            settings[key] = json.loads(value)
+            settings[key] = json.loads(value, parse_constant=_no_number)
         except ValueError:
             settings[key] = value
     return settings
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(
+        f"{name} is no JSON"
+    )  # NaN equals nothing, itself included: a study could not be resumed
 
 
 def _run_file(root: Path, file: Path) -> ModuleType:

@@ -34,8 +34,9 @@ class Snapshot:
     sha256: str
 
 
-def take(root: Path) -> Snapshot:
-    """Read the project's code: what git tracks, and untracked files that it does not ignore.
+def take(root: Path, entry: Path) -> Snapshot:
+    """Read the project's code: what git tracks, and untracked files that it does not ignore; and the file
+    ``entry`` below the root, whatever it is.
 
     Without git: the folder's own files and its packages. Data, stores, logs and hpo itself stay out:
     only code and configuration by suffix, up to 1 MiB a file. Raises UsageError above 64 MiB in all.
@@ -43,7 +44,7 @@ def take(root: Path) -> Snapshot:
     package = Path(__file__).resolve().parent
     paths = sorted(
         path
-        for path in _listed(root)
+        for path in {entry.as_posix(), *_listed(root)}
         if Path(path).suffix in SUFFIXES
         and _is_small_file(root / path)
         and not _is_inside(root / path, package)
@@ -78,6 +79,7 @@ def unpack(archive: Path, folder: Path) -> None:
     if folder.exists():
         return
     fresh = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    fresh.mkdir(parents=True)
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(fresh)
     try:

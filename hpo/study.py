@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,15 +14,16 @@ from typing import Protocol
 
 import numpy as np
 
-from hpo.core.errors import StoreError
+from hpo.core.errors import OutsideSpace, StoreError
+from hpo.core.files import LOG
 from hpo.core.history import Array, History
-from hpo.core.trial import Changes, State, Trial
+from hpo.core.trial import Changes, Failed, Kind, State, Trial
 from hpo.executors import Died, Executor
 from hpo.search import Algorithm
 from hpo.space import Space
 from hpo.stores import Store
 from hpo.tracking import Observer
-from hpo.worker import LOG, trial_folder
+from hpo.worker import trial_folder
 
 logger = logging.getLogger("hpo.study")
 
@@ -86,6 +88,7 @@ class Study:
     history: History = field(init=False)
     failed: int = field(default=0, init=False)
     _ended: set[int] = field(default_factory=set, init=False)
+    _ended_before: tuple[int, int] = field(default=(0, 0), init=False)
     _open: dict[int, _Open] = field(default_factory=dict, init=False)
     _submitted: set[int] = field(default_factory=set, init=False)
     _revision: int = field(default=0, init=False)
@@ -96,6 +99,7 @@ class Study:
         self._revision = self.store.record().revision
         for trial in self.store.trials():
             self._absorb(trial)
+        self._ended_before = (len(self._ended), self.failed)
 
     def run(self, wish: Wish) -> Ending:
         """Drive the study until a limit or a wish ends it; the executor is closed by the caller.
@@ -120,7 +124,10 @@ class Study:
                 if isinstance(event, Died):
                     self._lost(event)
             if self.clock() >= expire_at:
-                self.store.expire(self.limits.lease_seconds, self.limits.retries)
+                # Whoever was silent so long is not trusted to speak again.
+                if expired := self.store.expire(self.limits.lease_seconds, self.limits.retries):
+                    self.executor.cancel(expired)
+                    self._submitted -= set(expired)
                 expire_at = self.clock() + self.limits.lease_seconds / 10
 
     def _catch_up(self) -> None:
@@ -135,13 +142,27 @@ class Study:
             return
         self._next_number = max(self._next_number, trial.number + 1)
         known = self._open.pop(trial.number, None)
-        row = self.space.row(trial.point) if known is None else known.row
+        row = self._row(trial) if known is None else known.row
         if trial.state.has_ended:
             self._ended.add(trial.number)
-            self.history.append(trial.number, row, trial.loss)
             self.failed += trial.state is State.FAILED
-        else:
+            if row is not None:
+                self.history.append(trial.number, row, trial.loss)
+        elif row is not None:
             self._open[trial.number] = _Open(row, trial.state)
+        elif (claim := self.store.claim("driver", trial.number)) is not None:
+            self.store.finish(
+                claim, Failed(Kind.EXCEPTION, "OutsideSpace: the store's point is none of the space")
+            )
+
+    def _row(self, trial: Trial) -> Array | None:
+        """The trial's point as a row; None where somebody has put a point into the store that is none."""
+        try:
+            if not trial.state.has_ended:
+                self.space.check(trial.point)
+            return self.space.row(trial.point)
+        except (OutsideSpace, AttributeError, TypeError, ValueError):
+            return None
 
     def _tell(self, changes: Changes) -> None:
         for observer in self.observers:
@@ -152,14 +173,16 @@ class Study:
 
     def _ending(self, wish: Wish, started: float) -> Ending | None:
         """Why no more trials are to start, None while they are."""
-        ended, limits = len(self.history), self.limits
+        ended, limits = len(self._ended), self.limits
         if wish.is_cancel():
             return Ending.CANCELLED
         if limits.max_evals is not None and ended >= limits.max_evals:
             return Ending.DONE
         if limits.timeout_seconds is not None and self.clock() - started >= limits.timeout_seconds:
             return Ending.TIMEOUT
-        if ended >= MIN_ENDED_FOR_SHARE and self.failed > limits.max_failures * ended:
+        # Those of an earlier call don't count: what failed them may have been mended since.
+        ended_now, failed_now = ended - self._ended_before[0], self.failed - self._ended_before[1]
+        if ended_now >= MIN_ENDED_FOR_SHARE and failed_now > limits.max_failures * ended_now:
             return Ending.FAILURES
         return Ending.DRAINED if wish.is_drain() else None
 
@@ -167,7 +190,7 @@ class Study:
         """A trial for every free worker, and none earlier: the later it is proposed, the more it knows."""
         while self.executor.free():
             max_evals = self.limits.max_evals
-            if max_evals is not None and len(self.history) + len(self._submitted) >= max_evals:
+            if max_evals is not None and len(self._ended) + len(self._submitted) >= max_evals:
                 return
             offered = (n for n, trial in self._open.items() if trial.state is State.WAITING)
             number = min((n for n in offered if n not in self._submitted), default=None)
@@ -179,7 +202,7 @@ class Study:
     def _propose(self) -> int:
         number = self._next_number
         rows = [trial.row for trial in self._open.values()]
-        pending = np.array(rows).reshape(-1, len(self.space.columns))
+        pending = np.array(rows).reshape(len(rows), len(self.space.columns))
         rng = np.random.default_rng([self.seed, number])
         [row] = self.algorithm.propose(self.space, self.history, pending, rng, 1)
         point = self.space.point(row)
@@ -192,10 +215,12 @@ class Study:
         if died.number is not None:
             # What a trial printed is kept before it ends: what watches takes its files then.
             trial = self.store.trial(died.number)
-            log = trial_folder(self.work_folder, trial.number, trial.attempts) / LOG
+            folder = trial_folder(self.work_folder, trial.number, trial.attempts)
+            log = folder / LOG
             if log.exists() and log.stat().st_size:
                 with contextlib.suppress(StoreError, OSError):
-                    self.store.put_file(LOG, log, trial.number)
+                    self.store.put_files({LOG: log}, trial.number)
+            shutil.rmtree(folder, ignore_errors=True)
         self.store.lose(died.worker, died.failure, self.limits.retries)
 
     def _cancel(self) -> None:

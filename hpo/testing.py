@@ -323,6 +323,32 @@ class StoreContract:
 
         assert store.reports(0)[0].loss is None
 
+    def test_a_retry_that_begins_anew_begins_a_new_curve(self, store: Store) -> None:
+        _add(store, 0)
+        first = _claimed(store, 0, worker="a")
+        for epoch in range(5):
+            store.report(first, epoch, 0.5, {}, time=1.0)
+        store.lose("a", DEATH, retries=1)
+        second = _claimed(store, 0, worker="b")
+
+        store.report(second, 0, 0.4, {}, time=2.0)
+        store.report(second, 1, 0.3, {}, time=3.0)
+
+        assert [(r.epoch, r.loss) for r in store.reports(0)] == [(0, 0.4), (1, 0.3)]
+        assert store.trial(0).epochs == 2
+
+    def test_a_retry_that_continues_keeps_the_curve(self, store: Store) -> None:
+        _add(store, 0)
+        first = _claimed(store, 0, worker="a")
+        for epoch in range(3):
+            store.report(first, epoch, 0.5, {}, time=1.0)
+        store.lose("a", DEATH, retries=1)
+
+        store.report(_claimed(store, 0, worker="b"), 3, 0.4, {}, time=2.0)
+
+        assert [r.epoch for r in store.reports(0)] == [0, 1, 2, 3]
+        assert store.trial(0).epochs == 4
+
     def test_a_stopped_trial_learns_it_from_its_next_sign_of_life(self, store: Store) -> None:
         _add(store, 0)
         claim = _claimed(store, 0)
@@ -459,7 +485,7 @@ class StoreContract:
     # --- files
 
     def test_a_file_comes_back_byte_for_byte(self, store: Store, payload: Path, tmp_path: Path) -> None:
-        kept = store.put_file("artifacts/model.pt", payload, trial=3)
+        [kept] = store.put_files({"artifacts/model.pt": payload}, trial=3)
 
         assert store.get_file("artifacts/model.pt", tmp_path / "new" / "model.pt", trial=3)
         assert (tmp_path / "new" / "model.pt").read_bytes() == payload.read_bytes()
@@ -468,10 +494,10 @@ class StoreContract:
         assert store.files() == []
 
     def test_a_file_of_the_same_name_is_replaced(self, store: Store, payload: Path, tmp_path: Path) -> None:
-        store.put_file("checkpoint/state", payload, trial=0)
+        store.put_files({"checkpoint/state": payload}, trial=0)
         payload.write_bytes(b"newer")
 
-        store.put_file("checkpoint/state", payload, trial=0)
+        store.put_files({"checkpoint/state": payload}, trial=0)
 
         assert store.get_file("checkpoint/state", tmp_path / "back", trial=0)
         assert (tmp_path / "back").read_bytes() == b"newer"
@@ -481,9 +507,9 @@ class StoreContract:
         self, store: Store, payload: Path, tmp_path: Path
     ) -> None:
         for number in (0, 1):
-            store.put_file("model", payload, trial=number)
+            store.put_files({"model": payload}, trial=number)
 
-        store.drop_file("model", trial=0)
+        store.put_files({}, trial=0, drop=["model"])
 
         assert not store.get_file("model", tmp_path / "gone", trial=0)
         assert store.get_file("model", tmp_path / "kept", trial=1)
@@ -491,10 +517,48 @@ class StoreContract:
     def test_a_file_that_is_not_there_is_false_and_dropping_it_no_error(
         self, store: Store, tmp_path: Path
     ) -> None:
-        store.drop_file("nothing")
+        store.put_files({}, drop=["nothing"])
 
         assert not store.get_file("nothing", tmp_path / "nothing")
         assert not (tmp_path / "nothing").exists()
+
+    def test_several_files_are_kept_at_once_or_not_at_all(
+        self, store: Store, payload: Path, tmp_path: Path
+    ) -> None:
+        store.put_files({"model": payload, "optimizer": payload}, trial=0)
+
+        with pytest.raises(OSError, match="missing"):
+            store.put_files({"model": payload, "optimizer": tmp_path / "missing"}, trial=0, drop=["model"])
+
+        assert [file.name for file in store.files(trial=0)] == ["model", "optimizer"]
+        assert store.get_file("model", tmp_path / "back", trial=0)
+
+    def test_who_lost_the_claim_changes_no_file(self, store: Store, payload: Path, tmp_path: Path) -> None:
+        _add(store, 0)
+        lost = _claimed(store, 0, worker="a")
+        store.recall()
+        successor = _claimed(store, 0, worker="b")
+        store.put_files({"checkpoint/state": payload}, trial=0, claim=successor)
+        stale = tmp_path / "stale"
+        stale.write_bytes(b"stale")
+
+        with pytest.raises(ClaimLost):
+            store.put_files({"checkpoint/state": stale}, trial=0, claim=lost)
+
+        assert store.get_file("checkpoint/state", tmp_path / "back", trial=0)
+        assert (tmp_path / "back").read_bytes() == payload.read_bytes()
+
+    @pytest.mark.parametrize("outcome", [Completed(0.5), DEATH])
+    def test_checkpoints_go_with_the_end_of_their_trial_and_artifacts_stay(
+        self, store: Store, payload: Path, outcome: Outcome
+    ) -> None:
+        _add(store, 0)
+        claim = _claimed(store, 0)
+        store.put_files({"checkpoint/state": payload, "artifacts/plot": payload}, trial=0, claim=claim)
+
+        store.finish(claim, outcome)
+
+        assert [file.name for file in store.files(trial=0)] == ["artifacts/plot"]
 
 
 class ExecutorContract:
@@ -569,6 +633,18 @@ def objective(params, run):
         assert executor.free() == 2
         executor.submit(1)
         assert _events(executor, 1) == [Finished(1)]
+
+    def test_some_trials_can_be_cancelled_and_others_go_on(self, executor: Executor, store: Store) -> None:
+        self._add(store, 0, self.WAIT)
+        self._add(store, 1, self.RETURN)
+        executor.submit(0)
+        _until(lambda: store.trial(0).state is State.RUNNING)
+        executor.submit(1)
+
+        executor.cancel([0])
+
+        assert _events(executor, 1) == [Finished(1)]
+        assert executor.free() == 2
 
     def test_close_ends_busy_workers_too(self, executor: Executor, store: Store) -> None:
         self._add(store, 0, self.WAIT)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from hpo.core.errors import ClaimLost, OutsideSpace, StoreError, TrialPruned
+from hpo.core.files import ARTIFACTS, CHECKPOINT, LOG
 from hpo.core.plain import plain
 from hpo.core.trial import (
     Answer,
@@ -34,7 +35,6 @@ from hpo.loading import Task, describe_exception
 from hpo.run import Run, complain
 from hpo.stores import Store
 
-LOG = "log.txt"
 REASON_CHARACTERS = 2000
 FINISH_RETRY_SECONDS = (0.1, 0.5, 2.0, 5.0, 10.0)  # how long a result waits for a store that fails
 
@@ -61,22 +61,28 @@ def run_one(
 ) -> int | None:
     """Claim a trial (the first waiting one, if ``number`` is None), run it and store how it ended.
 
-    Whatever the objective does ends as an outcome in the store; only KeyboardInterrupt passes, after the
-    trial was handed back. Returns the trial's number, None if there was nothing to claim.
+    Whatever the objective does ends as an outcome in the store; only KeyboardInterrupt passes, where the
+    worker is no process of its own, after the trial was handed back. Returns the trial's number, None if
+    there was nothing to claim.
     """
     claim = store.claim(place.worker, number)
     if claim is None:
         return None
+    folder = trial_folder(place.folder, claim.number, claim.attempt)
     try:
-        folder = trial_folder(place.folder, claim.number, claim.attempt)
-        with keeper.watching(claim, folder / LOG) if keeper else contextlib.nullcontext():
-            _run_claimed(store, claim, task, place, folder)
+        if keeper:
+            keeper.watch(claim, folder / LOG)
+        _run_claimed(store, claim, task, place, folder, keeper)
     except ClaimLost as lost:
         complain(f"{lost}; its result is dropped")
     except KeyboardInterrupt:
         with contextlib.suppress(ClaimLost):
             store.release(claim)
         raise
+    finally:
+        if keeper:
+            keeper.rest()
+        shutil.rmtree(folder, ignore_errors=True)
     return claim.number
 
 
@@ -85,7 +91,9 @@ def trial_folder(folder: Path, number: int, attempt: int) -> Path:
     return folder / "trials" / f"{number:05d}.{attempt}"
 
 
-def _run_claimed(store: Store, claim: Claim, task: Task, place: Workplace, folder: Path) -> None:
+def _run_claimed(
+    store: Store, claim: Claim, task: Task, place: Workplace, folder: Path, keeper: Keeper | None
+) -> None:
     run = Run(
         number=claim.number,
         seed=trial_seed(place.study_seed, claim.number),
@@ -98,7 +106,7 @@ def _run_claimed(store: Store, claim: Claim, task: Task, place: Workplace, folde
     run.directory.mkdir(parents=True)
     run.checkpoint_directory.mkdir()
     log = folder / LOG
-    checkpoints = _Checkpoints(store, claim.number, run.checkpoint_directory)
+    checkpoints = _Checkpoints(store, claim, run.checkpoint_directory)
     checkpoints.restore()
 
     def send(epoch: int, loss: float | None, metrics: Mapping[str, float], when: float) -> Answer:
@@ -107,19 +115,17 @@ def _run_claimed(store: Store, claim: Claim, task: Task, place: Workplace, folde
 
     run.send = send
     with _as_it_was(), _captured(log) if place.is_apart else contextlib.nullcontext():
-        if not os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
-            # The driver alone writes to its database: what the objective logs itself goes to one of its own.
-            os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{run.directory}/mlflow.db"
         outcome = _execute(task, claim, run, place)
-        run.flush()
-    _keep_files(store, claim.number, run.directory, log)
+    if keeper:
+        keeper.watch(claim, log, is_timed=False)  # it has returned: storing what it left may take its time
+    run.flush()
+    _keep_files(store, claim, run.directory, log)
     _finish(store, claim, outcome)
-    checkpoints.drop()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _execute(task: Task, claim: Claim, run: Run, place: Workplace) -> Outcome:
     """Call the objective; every way it can end is an outcome. The traceback goes to standard error."""
+    worker = os.getpid()
     try:
         # A store carries points, not parameters: what lies outside the space is refused here.
         task.space.check(claim.point)
@@ -140,10 +146,15 @@ def _execute(task: Task, claim: Claim, run: Run, place: Workplace) -> Outcome:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and not place.is_apart:
             raise
-        with contextlib.suppress(OSError):  # a full disk
+        with contextlib.suppress(Exception):  # a full disk, or a standard error that is none
             traceback.print_exc()
         kind = Kind.OUT_OF_MEMORY if _is_out_of_memory(error) else Kind.EXCEPTION
         return Failed(kind, describe_exception(error, place.code)[:REASON_CHARACTERS])
+    finally:
+        if os.getpid() != worker:
+            # A child that the objective forked has come back here: the trial is its parent's.
+            _flush()
+            os._exit(0)
 
 
 def judge(returned: Any) -> Outcome:
@@ -205,50 +216,53 @@ def _finish(store: Store, claim: Claim, outcome: Outcome) -> None:
     store.finish(claim, outcome)
 
 
-def _keep_files(store: Store, number: int, artifacts: Path, log: Path) -> None:
-    try:
-        for path in sorted(artifacts.rglob("*")):
-            if path.is_file():
-                store.put_file(f"artifacts/{path.relative_to(artifacts).as_posix()}", path, number)
-        if log.exists() and log.stat().st_size:
-            store.put_file(LOG, log, number)
-    except (OSError, StoreError) as error:
-        # The loss is worth more than the files.
-        complain(f"the files of trial {number} could not be kept: {error}")
+def _keep_files(store: Store, claim: Claim, artifacts: Path, log: Path) -> None:
+    files = {
+        f"{ARTIFACTS}{path.relative_to(artifacts).as_posix()}": path
+        for path in sorted(artifacts.rglob("*"))
+        if path.is_file()
+    }
+    if log.exists() and log.stat().st_size:
+        files[LOG] = log
+    if files:
+        try:
+            store.put_files(files, claim.number, claim=claim)
+        except (OSError, StoreError) as error:
+            # The loss is worth more than the files.
+            complain(f"the files of trial {claim.number} could not be kept: {error}")
 
 
 class _Checkpoints:
-    """The checkpoint folder of a trial, mirrored in the store under ``checkpoint/``."""
+    """The checkpoint folder of a trial, mirrored in the store, all its files at once."""
 
-    def __init__(self, store: Store, number: int, folder: Path) -> None:
-        self._store, self._number, self._folder = store, number, folder
+    def __init__(self, store: Store, claim: Claim, folder: Path) -> None:
+        self._store, self._claim, self._folder = store, claim, folder
         self._kept: dict[str, tuple[int, int]] = {}
 
     def restore(self) -> None:
-        for file in self._store.files(self._number):
-            if file.name.startswith("checkpoint/"):
-                name = file.name.removeprefix("checkpoint/")
-                if _is_below(name) and self._store.get_file(file.name, self._folder / name, self._number):
+        number = self._claim.number
+        for file in self._store.files(number):
+            if file.name.startswith(CHECKPOINT):
+                name = file.name.removeprefix(CHECKPOINT)
+                if _is_below(name) and self._store.get_file(file.name, self._folder / name, number):
                     self._kept[name] = self._stamp(self._folder / name)
 
     def keep(self) -> None:
-        """Store what has changed since the last time; forget what is gone."""
+        """Store what has changed since the last time; forget what is gone. Raises ClaimLost."""
         found = {
             path.relative_to(self._folder).as_posix(): self._stamp(path)
             for path in self._folder.rglob("*")
             if path.is_file()
         }
-        for name, stamp in found.items():
-            if self._kept.get(name) != stamp:
-                self._store.put_file(f"checkpoint/{name}", self._folder / name, self._number)
-        for name in self._kept.keys() - found.keys():
-            self._store.drop_file(f"checkpoint/{name}", self._number)
-        self._kept = found
-
-    def drop(self) -> None:
-        """The trial has ended: nobody continues it."""
-        for name in self._kept:
-            self._store.drop_file(f"checkpoint/{name}", self._number)
+        if found != self._kept:
+            changed = {n: self._folder / n for n, stamp in found.items() if self._kept.get(n) != stamp}
+            self._store.put_files(
+                {CHECKPOINT + name: path for name, path in changed.items()},
+                self._claim.number,
+                drop=[CHECKPOINT + name for name in self._kept.keys() - found.keys()],
+                claim=self._claim,
+            )
+            self._kept = found
 
     @staticmethod
     def _stamp(path: Path) -> tuple[int, int]:
@@ -265,15 +279,20 @@ def _is_below(name: str) -> bool:
 @contextlib.contextmanager
 def _as_it_was() -> Iterator[None]:
     """Put back what an objective may change for the trials after it in the same process."""
-    folder = os.getcwd()
+    folder, streams = os.getcwd(), (sys.stdout, sys.stderr)
     environment = dict(os.environ)
     try:
         yield
     finally:
-        os.chdir(folder)
+        sys.stdout, sys.stderr = streams
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
         if dict(os.environ) != environment:
             os.environ.clear()
             os.environ.update(environment)
+        if "mlflow" in sys.modules:  # a run that it left open would be the next trial's, too
+            with contextlib.suppress(Exception):
+                sys.modules["mlflow"].end_run()
 
 
 @contextlib.contextmanager
@@ -295,5 +314,5 @@ def _captured(log: Path) -> Iterator[None]:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(Exception):  # it may be anything that the objective put there
             stream.flush()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import signal
 import sys
 import traceback
 from typing import Any
 
 import click
 
-from hpo.core.errors import HpoError
+from hpo.core.errors import ExitCode, HpoError
 from hpo.version import __version__
 
 COMMANDS = {
@@ -72,6 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode shows what it can
+    # If whoever started this ignores the deaths of children, none could be waited for.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     is_debug = "--debug" in given or bool(os.environ.get("HPO_DEBUG"))
     try:
         code: Any = hpo.main(
@@ -88,14 +91,11 @@ def main(arguments: list[str] | None = None) -> None:
             click.echo(f"hint: {error.hint}", err=True)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        code = 130
-    except BrokenPipeError:  # `hpo show … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        code = 0
+        code = 128 + signal.SIGINT
     except Exception as error:
         if is_debug:
             traceback.print_exc()
         click.echo(f"internal error: {type(error).__name__}: {error}", err=True)
         click.echo("hint: repeat the command with --debug and report what it prints", err=True)
-        code = 1
+        code = ExitCode.INTERNAL
     sys.exit(code if isinstance(code, int) else 0)

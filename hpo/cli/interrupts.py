@@ -1,34 +1,45 @@
-"""What signals ask of a running study."""
+"""What signals ask of a study, before it runs and while it does."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
-PREEMPTED = 75  # EX_TEMPFAIL: run the command again
+from hpo.core.errors import ExitCode
 
 
 class Interrupts:
-    """First Ctrl-C drains, the second cancels, the third leaves at once. SIGTERM and SIGHUP cancel.
-
-    Args: say: tells the person what happens now; patience: the Ctrl-C that raises KeyboardInterrupt.
+    """Before and after the study runs, a signal ends the command. While it runs (`gently`), the first Ctrl-C
+    drains, the second cancels, the third leaves at once; SIGTERM and SIGHUP cancel.
     """
 
-    def __init__(self, say: Callable[[str], None], patience: int = 3) -> None:
-        self._say = say
-        self._patience = patience
+    def __init__(self) -> None:
+        self._say: Callable[[str], None] | None = None
+        self._patience = 1
         self._ctrl_c = 0
         self._ended_by: signal.Signals | None = None
 
     def __enter__(self) -> Interrupts:
-        handled = {signal.SIGINT: self._on_ctrl_c, signal.SIGTERM: self._on_end, signal.SIGHUP: self._on_end}
-        self._before = {number: signal.signal(number, handler) for number, handler in handled.items()}
+        handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._on_signal) for number in handled}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def gently(self, say: Callable[[str], None], patience: int = 3) -> Iterator[None]:
+        """Meanwhile signals only leave a wish. ``patience``: the Ctrl-C that raises KeyboardInterrupt all the
+        same; say: tells the person what happens now.
+        """
+        self._say, self._patience = say, patience
+        try:
+            yield
+        finally:
+            self._say = None
 
     def is_drain(self) -> bool:
         return self._ctrl_c == 1
@@ -40,18 +51,20 @@ class Interrupts:
     def exit_code(self) -> int:
         """128 + n as shells do; 75 for SIGTERM, by which machines are taken back."""
         if self._ended_by is signal.SIGTERM:
-            return PREEMPTED
+            return ExitCode.PREEMPTED
         return 128 + (self._ended_by or signal.SIGINT)
 
-    def _on_ctrl_c(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGINT:
+            self._ended_by = signal.Signals(number)
+            if self._say is None:
+                raise KeyboardInterrupt
+            self._say(f"{self._ended_by.name}: handing the running trials back")
+            return
         self._ctrl_c += 1
-        if self._ctrl_c >= self._patience:
+        if self._say is None or self._ctrl_c >= self._patience:
             raise KeyboardInterrupt
         if self._ctrl_c == 1:
             self._say("finishing the running trials; Ctrl-C again hands them back at once")
         else:
             self._say("handing the running trials back; Ctrl-C again leaves at once")
-
-    def _on_end(self, number: int, frame: FrameType | None) -> None:
-        self._ended_by = signal.Signals(number)
-        self._say(f"{self._ended_by.name}: handing the running trials back")

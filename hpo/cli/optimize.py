@@ -15,6 +15,7 @@ import click
 
 from hpo.cli.interrupts import Interrupts
 from hpo.cli.options import Duration, echo_json, json_option, store_option
+from hpo.core.errors import ExitCode
 
 if TYPE_CHECKING:
     from hpo.executors import Executor
@@ -130,8 +131,12 @@ def optimize(
         trial_timeout_seconds=trial_timeout,
         **asked,
     )
-    with driving(request) as driven:
-        return _drive(driven, request.limits, how, as_json)
+    with Interrupts() as interrupts:
+        try:
+            with driving(request) as driven:
+                return _drive(driven, request.limits, how, interrupts, as_json)
+        except KeyboardInterrupt:
+            return interrupts.exit_code
 
 
 def worker_slots(workers: int | None, gpus: str | None) -> list[tuple[str, ...]]:
@@ -160,7 +165,7 @@ class How:
     experiment: str | None
 
 
-def _drive(driven: Driven, limits: Limits, how: How, as_json: bool) -> int:
+def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_json: bool) -> int:
     from rich.console import Console
 
     from hpo.core.errors import StoreError
@@ -178,18 +183,18 @@ def _drive(driven: Driven, limits: Limits, how: How, as_json: bool) -> int:
         parallelism=len(how.slots),
     )
     ending = None
-    # Standard output is the document's: an objective that runs --inline prints elsewhere.
+    # Standard output is the document's alone: an objective that runs --inline prints elsewhere.
     aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-    with (
-        aside,
-        _logged_to(progress.say),
-        Interrupts(progress.say, patience=2 if how.inline else 3) as interrupts,
-    ):
+    with aside, _logged_to(progress.say):
         progress.say(_opening(driven, len(how.slots)))
         for warning in driven.warnings:
             progress.say(f"warning: {warning}")
         try:
-            with contextlib.closing(_executor(driven, how)) as executor:
+            # Nobody can take a trial back that runs right here: --inline leaves a Ctrl-C earlier.
+            with (
+                interrupts.gently(progress.say, patience=2 if how.inline else 3),
+                contextlib.closing(_executor(driven, how)) as executor,
+            ):
                 study = Study(
                     store=store,
                     space=driven.task.space,
@@ -205,10 +210,13 @@ def _drive(driven: Driven, limits: Limits, how: How, as_json: bool) -> int:
             with contextlib.suppress(StoreError):  # if it is what has failed, the next driver does it
                 store.recall()
             progress.close()
-            _close(mlflow, ending, progress.say)
             if ending is None:  # an error passes through here: say at least how to go on
+                _close(mlflow, ending, progress.say)
                 _say_how_to_go_on(driven, mlflow, progress.say)
-    return _conclude(driven, ending, interrupts, mlflow, progress.say, as_json)
+        code = _conclude(driven, ending, interrupts, mlflow, progress.say)
+    if as_json:
+        echo_json(_document(driven, mlflow))
+    return code
 
 
 def _mlflow(driven: Driven, how: How) -> MlflowObserver | None:
@@ -249,50 +257,49 @@ def _conclude(
     interrupts: Interrupts,
     mlflow: MlflowObserver | None,
     say: Callable[[str], None],
-    as_json: bool,
 ) -> int:
+    """Tell how it ended and how to go on; returns the exit code."""
     from hpo.core.plain import flat
     from hpo.study import Ending
 
-    record, best = driven.store.record(), driven.store.best()
-    counts = {state: record.counts[state] for state in ("completed", "pruned", "failed")}
+    _close(mlflow, ending, say)
+    counts, best = driven.store.record().counts, driven.store.best()
     if best is not None:
         say(f"best: trial {best.number}, loss {best.loss:.6g}")
         for name, value in flat(best.params).items():
             say(f"  {name} = {value}")
     _say_how_to_go_on(driven, mlflow, say, is_done=ending is Ending.DONE)
-    if as_json:
-        location = mlflow.location if mlflow else None
-        echo_json(
-            {
-                "study": record.identity.study,
-                "store": driven.url,
-                "trials": counts,
-                "best": None
-                if best is None
-                else {"trial": best.number, "loss": best.loss, "params": best.params},
-                "mlflow": None
-                if location is None
-                else {
-                    "tracking_uri": location.tracking_uri,
-                    "experiment_id": location.experiment_id,
-                    "run_id": location.run_id,
-                },
-            }
-        )
     match ending:
         case Ending.DRAINED | Ending.CANCELLED:
             return interrupts.exit_code
         case Ending.TIMEOUT:
             say("the study reached its --timeout")
-            return 124
+            return ExitCode.TIMEOUT
         case Ending.FAILURES:
-            say(f"stopped: {counts['failed']} of {sum(counts.values())} trials failed (--max-failures)")
-            return 4
+            say(f"stopped: too many trials failed, {counts['failed']} in all (--max-failures)")
+            return ExitCode.FAILURES
     if best is None:
-        say(f"no trial succeeded; see why with: hpo show {record.identity.study}")
-        return 3
-    return 0
+        say(f"no trial succeeded; see why with: hpo show {driven.identity.study}")
+        return ExitCode.NO_SUCCESS
+    return ExitCode.DONE
+
+
+def _document(driven: Driven, mlflow: MlflowObserver | None) -> dict[str, Any]:
+    """What ``--json`` prints."""
+    counts, best = driven.store.record().counts, driven.store.best()
+    location = mlflow.location if mlflow else None
+    return {
+        "study": driven.identity.study,
+        "store": driven.url,
+        "trials": {state: counts[state] for state in ("completed", "pruned", "failed")},
+        "best": best and {"trial": best.number, "loss": best.loss, "params": best.params},
+        "mlflow": location
+        and {
+            "tracking_uri": location.tracking_uri,
+            "experiment_id": location.experiment_id,
+            "run_id": location.run_id,
+        },
+    }
 
 
 def _opening(driven: Driven, slots: int) -> str:

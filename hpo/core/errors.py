@@ -1,7 +1,22 @@
 """The error tree: every error a user can meet says the fact, the value, and the next step.
 
-`HpoError.exit_code` is what the command line ends with; see ARCHITECTURE.md for the table.
+`HpoError.exit_code` is what the command line ends with.
 """
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a command ends with; 128 + n for a signal, as shells do."""
+
+    DONE = 0
+    INTERNAL = 1
+    USAGE = 2
+    NO_SUCCESS = 3
+    FAILURES = 4
+    UNREACHABLE = 5
+    PREEMPTED = 75
+    TIMEOUT = 124
 
 
 class HpoError(Exception):
@@ -10,7 +25,7 @@ class HpoError(Exception):
     Args: message: the fact with its value; hint: the next step, or empty.
     """
 
-    exit_code = 1
+    exit_code = ExitCode.INTERNAL
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -21,7 +36,7 @@ class HpoError(Exception):
 class UsageError(HpoError):
     """An option, a file or a value the user can mend."""
 
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
 
 class LoadError(UsageError):
@@ -55,19 +70,13 @@ class NoSuchTrial(UsageError):
 class NoTrialSucceeded(HpoError):
     """Every trial of the study failed."""
 
-    exit_code = 3
-
-
-class TooManyFailures(HpoError):
-    """The share of failed trials passed --max-failures."""
-
-    exit_code = 4
+    exit_code = ExitCode.NO_SUCCESS
 
 
 class StoreError(HpoError):
     """The store can't be used."""
 
-    exit_code = 5
+    exit_code = ExitCode.UNREACHABLE
 
 
 class StoreUnreachable(StoreError):
@@ -97,7 +106,7 @@ class StoreDamaged(StoreError):
 class TrackingUnreachable(HpoError):
     """The tracking server did not answer."""
 
-    exit_code = 5
+    exit_code = ExitCode.UNREACHABLE
 
 
 class WorkerBroken(HpoError):

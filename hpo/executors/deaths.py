@@ -41,6 +41,10 @@ class OomCounter:
             if path not in self._before:
                 self._before[path] = _count(path)
 
+    def forget(self) -> None:
+        """What the counters say now is another process's death."""
+        self._before = {path: _count(path) for path in self._before}
+
     def has_killed(self) -> bool:
         """Whether a counter has moved. Ask before the process is reaped."""
         # In a group that was not seen before, the process is the newcomer: it counts from zero.

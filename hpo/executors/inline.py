@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from hpo.executors.protocol import Event, Finished, WorkerSettings
@@ -43,7 +44,7 @@ class InlineExecutor:
             events.append(Finished(number))
         return events
 
-    def cancel(self) -> None:
+    def cancel(self, numbers: Collection[int] | None = None) -> None:
         self._submitted.clear()
 
     def close(self) -> None:

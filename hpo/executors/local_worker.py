@@ -10,7 +10,7 @@ import socket
 import sys
 from pathlib import Path
 
-from hpo.core.errors import HpoError
+from hpo.core.errors import HpoError, LoadError
 from hpo.executors.processes import worker_name
 from hpo.executors.protocol import WorkerSettings
 from hpo.keeper import Keeper
@@ -39,12 +39,21 @@ def main() -> None:
     try:
         code = Path(settings.code)
         task = load(EntryPoint(code, Path(settings.file), settings.name), settings.arguments)
+        if task.space.fingerprint != settings.fingerprint:
+            raise LoadError(
+                "its search space is not the one that the driver has",
+                "a space must be the same in every process: build it without sets, random numbers, the time"
+                " or the environment",
+            )
     except HpoError as error:
         _say(channel, broken={"message": error.message, "hint": error.hint})
         return
     store = connect(settings.store).open(settings.study)
     gpus = tuple(first["gpus"])
     store.announce(name, {"host": socket.gethostname(), "pid": os.getpid(), "gpus": gpus})
+    if not os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
+        # The driver alone writes to its database: what objectives log themselves goes to one of the worker's.
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{settings.work_folder}/mlflow-{os.getpid()}.db"
     place = Workplace(name, settings.work_folder, code, settings.study_seed, gpus)
     _say(channel, ready=name)
     for line in lines:

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,7 @@ from hpo.executors.protocol import Died, Event, Finished, WorkerSettings
 
 DEATHS_BEFORE_BROKEN = 3
 CLOSE_SECONDS = 5.0
-HAS_PIDFD = hasattr(os, "pidfd_open")  # Linux; elsewhere deaths are polled for
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.1  # where the kernel can't tell of deaths
 
 
 class ProcessExecutor:
@@ -69,14 +68,14 @@ class ProcessExecutor:
 
     def wait(self, seconds: float) -> list[Event]:
         watched = {descriptor: worker for worker in self._workers for descriptor in worker.descriptors()}
-        if not HAS_PIDFD:
+        if any(worker.pidfd is None for worker in self._workers):
             seconds = min(seconds, POLL_SECONDS)
         readable, _, _ = select.select(list(watched), [], [], seconds)
-        woken = dict.fromkeys(watched[descriptor] for descriptor in readable)
+        woken = {watched[descriptor] for descriptor in readable}
         events: list[Event] = []
         for worker in self._workers:
             worker.oom.look()
-        for worker in woken if HAS_PIDFD else list(self._workers):
+        for worker in [worker for worker in self._workers if worker in woken or worker.pidfd is None]:
             # Whether it has died is asked first: its last message is then surely there to be read.
             has_died = worker.has_died()
             messages = worker.read()
@@ -87,9 +86,9 @@ class ProcessExecutor:
                 self._remove(worker)
         return events
 
-    def cancel(self) -> None:
+    def cancel(self, numbers: Collection[int] | None = None) -> None:
         for worker in list(self._workers):
-            if worker.number is not None:
+            if worker.number is not None and (numbers is None or worker.number in numbers):
                 self._remove(worker)
 
     def close(self) -> None:
@@ -109,7 +108,10 @@ class ProcessExecutor:
     def _heard(self, worker: _Worker, message: Mapping[str, Any]) -> Finished | None:
         if "broken" in message:
             broken = message["broken"]
-            raise LoadError(f"a worker can't load the objective: {broken['message']}", broken["hint"])
+            raise LoadError(
+                f"a worker can't load the objective: {broken['message']}",
+                f"{broken['hint']} (workers load a copy of the project: what git does not ignore)",
+            )
         if "done" in message:
             self._deaths_in_a_row = 0
             worker.number = None
@@ -120,6 +122,9 @@ class ProcessExecutor:
         code, was_oom = worker.take_leave()
         died = Died(worker.name, worker.number, explain(code, was_oom))
         self._vacate(worker)
+        if was_oom:
+            for other in self._workers:
+                other.oom.forget()  # this kill is explained
         self._deaths_in_a_row = 0 if worker.is_ready else self._deaths_in_a_row + 1
         if self._deaths_in_a_row >= DEATHS_BEFORE_BROKEN:
             raise WorkerBroken(
@@ -174,7 +179,7 @@ class _Worker:
     oom: OomCounter = field(init=False)
 
     def __post_init__(self) -> None:
-        self.pidfd = os.pidfd_open(self.process.pid) if HAS_PIDFD else None
+        self.pidfd = _pidfd(self.process.pid)
         self.oom = OomCounter(self.process.pid)
 
     @property
@@ -224,6 +229,14 @@ class _Worker:
 
     def tail_of_log(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+
+
+def _pidfd(pid: int) -> int | None:
+    """A descriptor that turns readable when the process ends; None where the kernel has no such thing."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
 
 
 def worker_name(pid: int) -> str:

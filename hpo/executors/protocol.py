@@ -5,7 +5,7 @@ An executor knows no results: a worker writes them to the store. `hpo.testing.Ex
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,8 @@ class WorkerSettings:
     """What a worker must know to run trials of one study. JSON, so that it can travel.
 
     ``code``: the folder with the unpacked snapshot; ``file`` and ``name``: the entry point below it;
-    ``arguments``: what --set says; ``folder``: where trials keep their files meanwhile.
+    ``fingerprint``: of the driver's space, which must be the worker's, too; ``arguments``: what --set
+    says; ``folder``: where trials keep their files meanwhile.
     """
 
     store: str
@@ -27,6 +28,7 @@ class WorkerSettings:
     code: str
     file: str
     name: str
+    fingerprint: str
     folder: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     lease_seconds: float = 30.0
@@ -72,8 +74,9 @@ class Executor(Protocol):
         when workers die again and again before they take a trial.
         """
 
-    def cancel(self) -> None:
-        """Kill the workers that are busy; `wait` tells their deaths no more."""
+    def cancel(self, numbers: Collection[int] | None = None) -> None:
+        """Kill the workers that are busy with these trials, all by default; `wait` tells their deaths no
+        more."""
 
     def close(self) -> None:
         """Let idle workers go and kill busy ones."""

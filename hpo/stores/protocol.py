@@ -10,7 +10,7 @@ lost the claim can't overwrite its successor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -102,10 +102,12 @@ class Store(Protocol):
     def report(
         self, claim: Claim, epoch: int, loss: float | None, metrics: Mapping[str, float], *, time: float
     ) -> Answer:
-        """Keep an epoch (the same epoch again replaces it). Raises ClaimLost."""
+        """Keep an epoch; the same epoch again replaces it, and what an earlier attempt reported of later
+        epochs goes: a retry that begins anew begins a new curve. Raises ClaimLost."""
 
     def finish(self, claim: Claim, outcome: Outcome) -> None:
-        """The trial has ended. Raises ClaimLost; finishing again with the same claim does nothing."""
+        """The trial has ended, and its checkpoints go: nobody continues it. Raises ClaimLost; finishing again
+        with the same claim does nothing."""
 
     def release(self, claim: Claim) -> None:
         """Hand the trial back, to be offered again; it does not count against retries. Raises ClaimLost."""
@@ -127,14 +129,20 @@ class Store(Protocol):
     def best(self) -> Trial | None:
         """The completed trial of lowest loss; the earlier of equals."""
 
-    # --- files: artifacts, checkpoints, snapshots
-    def put_file(self, name: str, path: Path, trial: int | None = None) -> StoredFile:
-        """Keep a copy of the file under this name; a file of that name is replaced."""
+    # --- files: artifacts, checkpoints, snapshots (core/files.py has their names)
+    def put_files(
+        self,
+        files: Mapping[str, Path],
+        trial: int | None = None,
+        *,
+        drop: Collection[str] = (),
+        claim: Claim | None = None,
+    ) -> list[StoredFile]:
+        """Keep copies of files under these names, in place of those of the same names, and forget those in
+        ``drop``: all at once or not at all. With a ``claim``, only while it holds: raises ClaimLost."""
 
     def get_file(self, name: str, path: Path, trial: int | None = None) -> bool:
         """Write the file to ``path``; False if there is none or its bytes are no longer what was kept."""
-
-    def drop_file(self, name: str, trial: int | None = None) -> None: ...
 
     def files(self, trial: int | None = None) -> list[StoredFile]:
         """The trial's files, or the study's own, by name."""

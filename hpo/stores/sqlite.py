@@ -1,7 +1,7 @@
 """Studies in one SQLite file, and their files in a folder beside it.
 
-``hpo.db`` holds studies, trials and epochs; ``hpo.files/`` holds what `put_file` keeps, each blob under its
-SHA-256. Several processes on one machine use it at once: write-ahead log, short ``BEGIN IMMEDIATE``
+``hpo.db`` holds studies, trials and epochs; ``hpo.db.files/`` holds what `put_files` keeps, each blob under
+its SHA-256. Several processes on one machine use it at once: write-ahead log, short ``BEGIN IMMEDIATE``
 transactions, ``synchronous=FULL`` (what was acknowledged survives a power cut).
 """
 
@@ -15,7 +15,7 @@ import secrets
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from hpo.core.errors import (
     ClaimLost,
     NoSuchStudy,
     NoSuchTrial,
+    StoreDamaged,
     StoreUnreachable,
 )
+from hpo.core.files import CHECKPOINT
 from hpo.core.study import Driver, Identity, StudyRecord
 from hpo.core.trial import (
     ENDED,
@@ -46,6 +48,7 @@ from hpo.stores.sqlite_file import (
     MIGRATIONS,
     create_file,
     explained,
+    files_folder,
     open_file,
     refuse_network,
     writing,
@@ -181,33 +184,15 @@ class SqliteStore:
             )
 
     def lose(self, worker: str, failure: Failed, retries: int) -> list[int]:
-        with self._writing():
-            rows = self._all(
-                "SELECT number, lost FROM trials"
-                " WHERE study = :study AND state = 'running' AND worker = :worker",
-                worker=worker,
-            )
-            for row in rows:
-                if row["lost"] >= retries:
-                    self._end(row["number"], failure)
-                else:
-                    self._offer_again(row["number"])
-                self._do(
-                    "UPDATE trials SET lost = lost + 1 WHERE study = :study AND number = :number",
-                    number=row["number"],
-                )
-        return [row["number"] for row in rows]
+        return self._lose("worker = :key", worker, failure, retries)
 
     def expire(self, lease_seconds: float, retries: int) -> list[int]:
         with self._reading():
-            rows = self._all(
-                "SELECT token, beats, worker FROM trials WHERE study = :study AND state = 'running'"
-            )
-        silent = set(self._leases.silent([(row["token"], row["beats"]) for row in rows], lease_seconds))
+            rows = self._all("SELECT token, beats FROM trials WHERE study = :study AND state = 'running'")
         failure = Failed(Kind.LOST, f"the worker gave no sign of life for {lease_seconds:g} s")
         lost = []
-        for worker in {row["worker"] for row in rows if row["token"] in silent}:
-            lost += self.lose(worker, failure, retries)
+        for token in self._leases.silent([(row["token"], row["beats"]) for row in rows], lease_seconds):
+            lost += self._lose("token = :key", token, failure, retries)
         return sorted(lost)
 
     def recall(self, numbers: Sequence[int] | None = None) -> list[int]:
@@ -289,11 +274,18 @@ class SqliteStore:
                 attempt=claim.attempt,
                 revision=self._next_revision(),
             )
+            self._do(
+                "DELETE FROM reports"
+                " WHERE study = :study AND number = :number AND epoch > :epoch AND attempt < :attempt",
+                number=claim.number,
+                epoch=epoch,
+                attempt=claim.attempt,
+            )
             # A report is a sign of life, too.
             self._do(
-                "UPDATE trials SET epochs = max(epochs, :epochs), beats = beats + 1"
+                "UPDATE trials SET beats = beats + 1, epochs = 1 +"
+                " (SELECT max(epoch) FROM reports WHERE study = :study AND number = :number)"
                 " WHERE study = :study AND number = :number",
-                epochs=epoch + 1,
                 number=claim.number,
             )
         return Answer.STOP if row["stop"] else Answer.CONTINUE
@@ -304,7 +296,8 @@ class SqliteStore:
             if row["token"] == claim.token and row["state"] in ENDED:
                 return
             self._claimed(claim)
-            self._end(claim.number, outcome)
+            checkpoints = self._end(claim.number, outcome)
+        self._clear(checkpoints)
 
     def release(self, claim: Claim) -> None:
         with self._writing():
@@ -369,36 +362,51 @@ class SqliteStore:
 
     # --- files
 
-    def put_file(self, name: str, path: Path, trial: int | None = None) -> StoredFile:
+    def put_files(
+        self,
+        files: Mapping[str, Path],
+        trial: int | None = None,
+        *,
+        drop: Collection[str] = (),
+        claim: Claim | None = None,
+    ) -> list[StoredFile]:
+        key = STUDY_FILES if trial is None else trial
+        copies: list[tuple[Path, StoredFile]] = []
         with explained(self._path):
             self._blobs.mkdir(parents=True, exist_ok=True)
-            copy = self._blobs / f".{os.getpid()}-{secrets.token_hex(4)}"
             try:
-                sha256, size = _copy_hashed(path, copy)
-                kept = StoredFile(name, trial, sha256, size)
-                # The blob is put in its place inside the transaction: whoever drops the last reference
-                # to equal bytes also does so inside one.
+                for name, path in files.items():
+                    copy = self._blobs / f".{os.getpid()}-{secrets.token_hex(4)}"
+                    copies.append((copy, StoredFile(name, trial, "", 0)))  # so that it goes, whatever happens
+                    copies[-1] = (copy, StoredFile(name, trial, *_copy_hashed(path, copy)))
+                # Blobs are put in their places inside the transaction: whoever clears unneeded ones away does
+                # so inside one, too.
                 with self._writing():
-                    blob = self._blob(sha256)
-                    blob.parent.mkdir(exist_ok=True)
-                    os.replace(copy, blob)
-                    old = self._file_row(name, trial)
-                    self._do(
-                        "INSERT OR REPLACE INTO files VALUES (:study, :trial, :name, :sha256, :size)",
-                        trial=STUDY_FILES if trial is None else trial,
-                        name=name,
-                        sha256=sha256,
-                        size=size,
-                    )
-                    if old is not None:
-                        self._drop_unreferenced(old["sha256"])
+                    if claim is not None:
+                        self._claimed(claim)
+                    replaced = [self._forget(name, key) for name in (*files, *drop)]
+                    for copy, file in copies:
+                        self._put_blob(copy, file.sha256)
+                        self._do(
+                            "INSERT INTO files VALUES (:study, :trial, :name, :sha256, :size)",
+                            trial=key,
+                            name=file.name,
+                            sha256=file.sha256,
+                            size=file.size,
+                        )
             finally:
-                copy.unlink(missing_ok=True)
-        return kept
+                for copy, _ in copies:
+                    copy.unlink(missing_ok=True)
+            self._clear(sha256 for sha256 in replaced if sha256 is not None)
+        return [file for _, file in copies]
 
     def get_file(self, name: str, path: Path, trial: int | None = None) -> bool:
         with self._reading():
-            row = self._file_row(name, trial)
+            row = self._one(
+                "SELECT sha256 FROM files WHERE study = :study AND trial = :trial AND name = :name",
+                trial=STUDY_FILES if trial is None else trial,
+                name=name,
+            )
         if row is None:
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -413,17 +421,6 @@ class SqliteStore:
         finally:
             copy.unlink(missing_ok=True)
         return True
-
-    def drop_file(self, name: str, trial: int | None = None) -> None:
-        with self._writing():
-            row = self._file_row(name, trial)
-            if row is not None:
-                self._do(
-                    "DELETE FROM files WHERE study = :study AND trial = :trial AND name = :name",
-                    trial=STUDY_FILES if trial is None else trial,
-                    name=name,
-                )
-                self._drop_unreferenced(row["sha256"])
 
     def files(self, trial: int | None = None) -> list[StoredFile]:
         with self._reading():
@@ -444,7 +441,27 @@ class SqliteStore:
             raise ClaimLost(f"worker {claim.worker} holds trial {claim.number} no more: it is {row['state']}")
         return row
 
-    def _end(self, number: int, outcome: Outcome) -> None:
+    def _lose(self, condition: str, key: str, failure: Failed, retries: int) -> list[int]:
+        checkpoints: list[str] = []
+        with self._writing():
+            rows = self._all(
+                f"SELECT number, lost FROM trials WHERE study = :study AND state = 'running' AND {condition}",
+                key=key,
+            )
+            for row in rows:
+                if row["lost"] >= retries:
+                    checkpoints += self._end(row["number"], failure)
+                else:
+                    self._offer_again(row["number"])
+                self._do(
+                    "UPDATE trials SET lost = lost + 1 WHERE study = :study AND number = :number",
+                    number=row["number"],
+                )
+        self._clear(checkpoints)
+        return [row["number"] for row in rows]
+
+    def _end(self, number: int, outcome: Outcome) -> list[str]:
+        """The trial has ended; returns the hashes of its checkpoints, which are forgotten, for `_clear`."""
         self._do(
             "UPDATE trials SET state = :state, loss = :loss, result = :result, error_kind = :kind,"
             " error_reason = :reason, ended = :now, revision = :revision"
@@ -454,6 +471,9 @@ class SqliteStore:
             revision=self._next_revision(),
             number=number,
         )
+        rows = self._all("SELECT name FROM files WHERE study = :study AND trial = :trial", trial=number)
+        names = [row["name"] for row in rows if row["name"].startswith(CHECKPOINT)]
+        return [sha256 for name in names if (sha256 := self._forget(name, number)) is not None]
 
     def _offer_again(self, number: int) -> None:
         self._do(
@@ -473,16 +493,32 @@ class SqliteStore:
             raise NoSuchTrial(f"study {self.study!r} has no trial {number}", "`hpo show` lists its trials")
         return row
 
-    def _file_row(self, name: str, trial: int | None) -> Any:
-        return self._one(
-            "SELECT sha256 FROM files WHERE study = :study AND trial = :trial AND name = :name",
-            trial=STUDY_FILES if trial is None else trial,
-            name=name,
-        )
+    def _forget(self, name: str, trial: int) -> str | None:
+        """Drop the file's row; returns the hash of its bytes, for `_clear`, None if there was none."""
+        where = "WHERE study = :study AND trial = :trial AND name = :name"
+        row = self._one(f"SELECT sha256 FROM files {where}", trial=trial, name=name)
+        self._do(f"DELETE FROM files {where}", trial=trial, name=name)
+        return None if row is None else str(row["sha256"])
 
-    def _drop_unreferenced(self, sha256: str) -> None:
-        if self._one("SELECT 1 FROM files WHERE sha256 = :sha256 LIMIT 1", sha256=sha256) is None:
-            self._blob(sha256).unlink(missing_ok=True)
+    def _put_blob(self, copy: Path, sha256: str) -> None:
+        blob = self._blob(sha256)
+        blob.parent.mkdir(exist_ok=True)
+        os.replace(copy, blob)
+        folder = os.open(blob.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the name must be as durable as the row that will point to it
+        finally:
+            os.close(folder)
+
+    def _clear(self, hashes: Iterable[str]) -> None:
+        """Remove bytes that no row needs. Only after the rows are gone for good: a crash before leaves an
+        orphan, a crash after an early removal would leave a row without its bytes."""
+        hashes = list(hashes)
+        if hashes:
+            with self._writing():
+                for sha256 in hashes:
+                    if self._one("SELECT 1 FROM files WHERE sha256 = :sha256 LIMIT 1", sha256=sha256) is None:
+                        self._blob(sha256).unlink(missing_ok=True)
 
     def _blob(self, sha256: str) -> Path:
         return self._blobs / sha256[:2] / sha256
@@ -511,11 +547,6 @@ class SqliteStore:
 
 
 # --- files and documents
-
-
-def files_folder(path: Path) -> Path:
-    """Where the files of the studies in ``hpo.db`` are: ``hpo.files``."""
-    return path.with_suffix(".files")
 
 
 def _copy_hashed(source: Path, target: Path) -> tuple[str, int]:
@@ -576,6 +607,15 @@ def _outcome_columns(outcome: Outcome) -> dict[str, Any]:
 
 
 def _trial(row: sqlite3.Row) -> Trial:
+    try:
+        return _read_trial(row)
+    except (ValueError, TypeError) as error:
+        raise StoreDamaged(
+            f"trial {row['number']!r} of the store can't be read: {error}", "was it edited by hand?"
+        ) from error
+
+
+def _read_trial(row: sqlite3.Row) -> Trial:
     kind = row["error_kind"]
     return Trial(
         number=row["number"],

@@ -103,6 +103,11 @@ MIGRATIONS: tuple[str, ...] = ()
 """MIGRATIONS[v - 1] turns a store of schema v into v + 1; each runs in the same transaction as the rest."""
 
 
+def files_folder(path: Path) -> Path:
+    """Where the files of the studies in ``hpo.db`` are: ``hpo.db.files``."""
+    return path.with_name(path.name + ".files")
+
+
 def refuse_network(path: Path) -> None:
     if kind := network_filesystem(path):
         raise StoreUnreachable(
@@ -153,31 +158,35 @@ def _put_in_place(new: Path, path: Path) -> None:
 def open_file(path: Path, *, check: bool, migrations: Sequence[str]) -> sqlite3.Connection:
     if path.is_dir():
         raise NotAStore(f"{path} is a folder", f"name a file in it: --store sqlite:///{path}/hpo.db")
+    # The file is opened by SQLite alone: closing any other descriptor of it would drop the locks that this
+    # process holds through an earlier connection (sqlite.org/howtocorrupt.html, section 2.2).
     try:
-        with open(path, "rb") as file:
-            head = file.read(16)
+        size = path.stat().st_size
     except FileNotFoundError:
         raise StoreUnreachable(
             f"there is no store at {path}", "`hpo optimize` makes it; or name it with --store sqlite:///PATH"
         ) from None
-    except PermissionError:
-        raise StoreUnreachable(f"{path} may not be read", "check its permissions") from None
-    if not head:
+    if not path.is_file():
+        raise NotAStore(f"{path} is no regular file", "name another file with --store")
+    if size == 0:
         raise StoreDamaged(
             f"{path} is empty, which a store never is",
             "restore it, or remove it to start anew: nothing was written",
-        )
-    if head == SQLITE_MAGIC and path.stat().st_size < SQLITE_HEADER_BYTES:
-        raise StoreDamaged(f"{path} is damaged: its header is cut off", "restore it: nothing was written")
-    if head != SQLITE_MAGIC:
-        raise NotAStore(
-            f"{path} is no store of hpo: it is not an SQLite file", "name another file with --store"
         )
     with explained(path):
         # Look first through a connection that can't write: a damaged file must stay as it is.
         reading, writable = _modes(path)
         with contextlib.closing(_connect(path, reading)) as connection:
-            found = _pragma(connection, "user_version")
+            try:
+                found = _pragma(connection, "user_version")
+            except sqlite3.DatabaseError as error:
+                if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+                    _refuse_other_file(path)
+                raise
+            if size < SQLITE_HEADER_BYTES:
+                raise StoreDamaged(
+                    f"{path} is damaged: its header is cut off", "restore it: nothing was written"
+                )
             if _pragma(connection, "application_id") != APPLICATION_ID:
                 raise NotAStore(
                     f"{path} is an SQLite file of another program", "name another file with --store"
@@ -196,6 +205,15 @@ def open_file(path: Path, *, check: bool, migrations: Sequence[str]) -> sqlite3.
         if found < 1 + len(migrations):
             _migrate(connection, path, migrations)
         return connection
+
+
+def _refuse_other_file(path: Path) -> None:
+    # SQLite has refused it, so no connection of this process has locks on it.
+    with open(path, "rb") as file:
+        if file.read(len(SQLITE_MAGIC)) != SQLITE_MAGIC:
+            raise NotAStore(
+                f"{path} is no store of hpo: it is not an SQLite file", "name another file with --store"
+            )
 
 
 def _modes(path: Path) -> tuple[str, str]:

@@ -40,6 +40,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hpo.core.errors import HpoError, TrackingUnreachable, UsageError
+from hpo.core.files import ARTIFACTS, LOG, SNAPSHOT
 from hpo.core.plain import flat
 from hpo.core.study import StudyRecord
 from hpo.core.trial import ENDED, Changes, Report, State, Trial
@@ -107,17 +108,16 @@ def check_reachable(tracking_uri: str) -> None:
 def sync(store: Store, tracking_uri: str, experiment: str | None = None) -> Location:
     """Bring MLflow up to date with the store and wait for it; on an empty MLflow, rebuild it.
 
-    Not beside a live driver that writes to the same MLflow: there is one writer.
+    Only where no driver lives: there is one writer, and the parent run is ended.
     Raises TrackingUnreachable; what was written until then stays, and the next call goes on.
     """
     projection = Projection(store, tracking_uri, experiment)
     with _silence(), _explained(tracking_uri):
         while not projection.catch_up():
             pass
-        record = store.record()
-        if record.driver is None:
-            is_open = record.counts.get(State.WAITING, 0) + record.counts.get(State.RUNNING, 0)
-            projection.end("KILLED" if is_open else "FINISHED")
+        counts = store.record().counts
+        is_open = counts[State.WAITING] + counts[State.RUNNING]
+        projection.end("KILLED" if is_open else "FINISHED")
         while not projection.upload():
             pass
         assert projection.location is not None
@@ -394,7 +394,6 @@ class Projection:
             self._do("delete_run", child.run_id, about=child, number=number)
             child = self._create(trial, reached)
             reports = self._store.reports(number)
-        reports = _standing(reports)
         reports = [r for r in reports if child.logged.get(r.epoch) != (r.attempt, r.revision)]
         metrics = [metric for report in reports for metric in _report_metrics(report)]
         for report in reports:
@@ -416,7 +415,7 @@ class Projection:
 
     def _adopt(self, trial: Trial, reached: _Reached) -> tuple[_Child, Sequence[Report]]:
         """The trial's child run, made or taken over from an earlier process, and the epochs it lacks."""
-        reports = _standing(self._store.reports(trial.number)) if trial.epochs else []
+        reports = self._store.reports(trial.number) if trial.epochs else []
         run = reached.left.pop(trial.number, None)
         if run is None:
             return self._create(trial, reached), reports
@@ -484,7 +483,7 @@ class Projection:
 
     def _upload_code(self, reached: _Reached) -> None:
         run_id = reached.location.run_id
-        snapshots = [file for file in self._store.files() if file.name.startswith("snapshot/")]
+        snapshots = [file for file in self._store.files() if file.name.startswith(SNAPSHOT)]
         if snapshots:
             there = {PurePosixPath(info.path).name for info in self._client.list_artifacts(run_id, "code")}
             for file in snapshots:
@@ -494,7 +493,7 @@ class Projection:
 
     def _upload_files(self, number: int, run_id: str, files: Sequence[StoredFile]) -> None:
         for file in files:
-            folder = PurePosixPath(file.name.removeprefix("artifacts/")).parent
+            folder = PurePosixPath(file.name.removeprefix(ARTIFACTS)).parent
             try:
                 self._upload_file(file, run_id, None if folder == PurePosixPath() else str(folder))
             except Exception as error:
@@ -686,18 +685,6 @@ def _milliseconds(seconds: float) -> int:
 # --- epochs and attempts
 
 
-def _standing(reports: Sequence[Report]) -> list[Report]:
-    """The epochs that make the trial's curve: where a later attempt began anew, the earlier one ends."""
-    first: dict[int, int] = {}
-    for report in reports:
-        first[report.attempt] = min(report.epoch, first.get(report.attempt, report.epoch))
-    return [
-        report
-        for report in reports
-        if all(report.epoch < epoch for attempt, epoch in first.items() if attempt > report.attempt)
-    ]
-
-
 def _count(trial: Trial, reached: _Reached) -> None:
     reached.counts[trial.state] += 1
     reached.last_ended = max(reached.last_ended or 0.0, trial.ended or trial.created)
@@ -722,7 +709,7 @@ def _slim(trial: Trial) -> Trial:
 
 
 def _is_artifact(file: StoredFile) -> bool:
-    return file.name == "log.txt" or file.name.startswith("artifacts/")
+    return file.name == LOG or file.name.startswith(ARTIFACTS)
 
 
 # --- MLflow itself

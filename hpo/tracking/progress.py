@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 import time
@@ -79,8 +80,10 @@ class Progress:
             self._draw()
 
     def say(self, text: str) -> None:
-        """Print a message, on a terminal above the table."""
-        self._console.print(self._text(text, LINE_CELLS), soft_wrap=True)
+        """Print a message, on a terminal above the table. Where nobody can read it any more (the terminal was
+        closed), it is lost: the study goes on."""
+        with contextlib.suppress(OSError):
+            self._console.print(self._text(text, LINE_CELLS), soft_wrap=True)
 
     def close(self) -> bool:
         """Take the table away and leave the last line standing."""

@@ -8,6 +8,7 @@ import pytest
 
 from hpo.executors import WorkerSettings
 from hpo.executors.processes import ProcessExecutor, environment_of_workers
+from hpo.loading import load, locate
 from hpo.stores import connect
 from hpo.testing import IDENTITY, ExecutorContract
 
@@ -28,6 +29,7 @@ class TestProcessExecutor(ExecutorContract):
             code=str(tmp_path),
             file="space.py",
             name="objective",
+            fingerprint=load(locate(str(tmp_path / "space.py")), {}).space.fingerprint,
             folder=str(tmp_path / "work"),
         )
         executor = ProcessExecutor(settings, [(), ()])

@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -19,7 +21,8 @@ from hpo.core.errors import (
 )
 from hpo.core.trial import Completed
 from hpo.stores import connect
-from hpo.stores.sqlite import SqliteCatalog
+from hpo.stores.sqlite import SqliteCatalog, SqliteStore
+from hpo.stores.sqlite_file import files_folder
 from hpo.testing import IDENTITY, FakeClock, StoreContract
 
 
@@ -216,8 +219,8 @@ def test_bytes_that_changed_on_the_disk_are_not_handed_out(path: Path, tmp_path:
     payload.write_bytes(b"weights")
     with closing(connect(url(path), create=True)) as catalog:
         store = catalog.create(IDENTITY)
-        kept = store.put_file("model", payload)
-        [blob] = path.with_suffix(".files").rglob(kept.sha256)
+        [kept] = store.put_files({"model": payload})
+        [blob] = files_folder(path).rglob(kept.sha256)
         blob.write_bytes(b"weightz")
 
         assert not store.get_file("model", tmp_path / "back")
@@ -230,12 +233,45 @@ def test_replaced_and_dropped_files_leave_no_bytes_behind(path: Path, tmp_path: 
         store = catalog.create(IDENTITY)
         for epoch in range(3):
             payload.write_bytes(f"epoch {epoch}".encode())
-            store.put_file("checkpoint/state", payload, trial=0)
-        blobs = [p for p in path.with_suffix(".files").rglob("*") if p.is_file()]
-        store.drop_file("checkpoint/state", trial=0)
+            store.put_files({"checkpoint/state": payload}, trial=0)
+        blobs = [p for p in files_folder(path).rglob("*") if p.is_file()]
+        store.put_files({}, trial=0, drop=["checkpoint/state"])
 
         assert len(blobs) == 1
-        assert not [p for p in path.with_suffix(".files").rglob("*") if p.is_file()]
+        assert not [p for p in files_folder(path).rglob("*") if p.is_file()]
+
+
+def test_a_crash_while_a_file_is_replaced_leaves_the_old_or_the_new(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payload = tmp_path / "payload"
+    payload.write_bytes(b"epoch 6")
+    with closing(connect(url(path), create=True)) as catalog:
+        store = catalog.create(IDENTITY)
+        store.put_files({"checkpoint/state": payload}, trial=0)
+        payload.write_bytes(b"epoch 7")
+        monkeypatch.setattr(SqliteStore, "_forget", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+
+        with pytest.raises(KeyboardInterrupt):
+            store.put_files({"checkpoint/state": payload}, trial=0)
+
+        assert store.get_file("checkpoint/state", tmp_path / "back", trial=0)
+        assert (tmp_path / "back").read_bytes() == b"epoch 6"
+
+
+def test_another_process_that_looks_leaves_the_log_of_a_live_one(path: Path) -> None:
+    with closing(connect(url(path), create=True)) as catalog:
+        store = catalog.create(IDENTITY)
+        connect(url(path)).close()  # a second handle in this process must not drop the first one's locks
+        store.add(0, {"x": 1}, {})
+        look = f"from hpo.stores import connect; connect({url(path)!r}).close()"
+
+        subprocess.run([sys.executable, "-c", look], check=True)
+
+        store.add(1, {"x": 1}, {})
+        with closing(connect(url(path))) as other:
+            assert [trial.number for trial in other.open("digits").trials()] == [0, 1]
+        assert Path(f"{path}-wal").exists()
 
 
 # --- several processes

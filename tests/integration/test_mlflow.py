@@ -578,7 +578,7 @@ def test_the_default_database_is_beside_the_store(tmp_path, monkeypatch):
 def put(store, name, text, trial=None, folder=None):
     path = folder / "file"
     path.write_text(text)
-    store.put_file(name, path, trial)
+    store.put_files({name: path}, trial)
 
 
 def test_artifacts_and_logs_are_uploaded_and_checkpoints_are_not(store, uri, client, experiment, tmp_path):

@@ -439,7 +439,7 @@ def test_prints_go_to_the_log_and_not_to_the_drivers_screen(project, hpo):
 
     assert result.json["trials"]["completed"] == 1
     assert "noise" not in result.stdout + result.stderr
-    kept = [path.read_bytes() for path in (project.folder / "hpo.files" / "blobs").glob("??/*")]
+    kept = [path.read_bytes() for path in (project.folder / "hpo.db.files" / "blobs").glob("??/*")]
     [log] = [content for content in kept if b"noise of print" in content]
     lines = sorted(log.decode().splitlines())
     assert lines == ["noise of C", "noise of a child", "noise of print", "noise of stderr"]

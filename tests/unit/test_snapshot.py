@@ -8,6 +8,8 @@ import pytest
 from hpo.core.errors import UsageError
 from hpo.snapshot import pack, take, unpack
 
+ENTRY = Path("space.py")
+
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
@@ -36,7 +38,12 @@ def git(project: Path, *arguments: str) -> None:
 
 
 def test_code_and_configuration_belong_to_it_data_and_environments_do_not(project: Path) -> None:
-    assert take(project).paths == ("conf/base.yaml", "objectives/train.py", "pyproject.toml", "space.py")
+    assert take(project, ENTRY).paths == (
+        "conf/base.yaml",
+        "objectives/train.py",
+        "pyproject.toml",
+        "space.py",
+    )
 
 
 def test_with_git_what_it_ignores_stays_out_and_new_files_count(project: Path) -> None:
@@ -44,15 +51,27 @@ def test_with_git_what_it_ignores_stays_out_and_new_files_count(project: Path) -
     git(project, "init", "-q")
     git(project, "add", "space.py")
 
-    assert take(project).paths == ("objectives/train.py", "pyproject.toml", "space.py")
+    assert take(project, ENTRY).paths == ("objectives/train.py", "pyproject.toml", "space.py")
+
+
+def test_the_entry_itself_counts_even_if_git_ignores_it(project: Path, tmp_path: Path) -> None:
+    (project / ".gitignore").write_text("*\n")
+    git(project, "init", "-q")
+
+    snapshot = take(project, ENTRY)
+
+    assert snapshot.paths == ("space.py",)
+    pack(snapshot, tmp_path / "code.zip")
+    unpack(tmp_path / "code.zip", tmp_path / "code")
+    assert (tmp_path / "code" / "space.py").exists()
 
 
 def test_a_tracked_file_that_was_deleted_is_no_part(project: Path) -> None:
     git(project, "init", "-q")
-    git(project, "add", "space.py")
-    (project / "space.py").unlink()
+    git(project, "add", "space.py", "conf")
+    (project / "conf" / "base.yaml").unlink()
 
-    assert "space.py" not in take(project).paths
+    assert "conf/base.yaml" not in take(project, ENTRY).paths
 
 
 def test_without_a_marker_only_the_files_beside_and_packages_count(project: Path) -> None:
@@ -60,17 +79,17 @@ def test_without_a_marker_only_the_files_beside_and_packages_count(project: Path
     (project / "package").mkdir()
     (project / "package" / "__init__.py").touch()
 
-    assert take(project).paths == ("package/__init__.py", "space.py")
+    assert take(project, ENTRY).paths == ("package/__init__.py", "space.py")
 
 
 def test_the_hash_follows_paths_and_bytes(project: Path) -> None:
-    before = take(project).sha256
-    assert take(project).sha256 == before
+    before = take(project, ENTRY).sha256
+    assert take(project, ENTRY).sha256 == before
 
     (project / "space.py").write_text("space = 2\n")
-    edited = take(project).sha256
+    edited = take(project, ENTRY).sha256
     (project / "space.py").rename(project / "spaces.py")
-    renamed = take(project).sha256
+    renamed = take(project, ENTRY).sha256
 
     assert len({before, edited, renamed}) == 3
 
@@ -78,19 +97,19 @@ def test_the_hash_follows_paths_and_bytes(project: Path) -> None:
 def test_what_was_packed_is_unpacked_and_equal_snapshots_are_equal_bytes(
     project: Path, tmp_path: Path
 ) -> None:
-    snapshot = take(project)
+    snapshot = take(project, ENTRY)
     for name in ("one.zip", "two.zip"):
         pack(snapshot, tmp_path / name)
 
     unpack(tmp_path / "one.zip", tmp_path / "code")
 
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
-    assert take(tmp_path / "code").sha256 == snapshot.sha256
+    assert take(tmp_path / "code", ENTRY).sha256 == snapshot.sha256
     assert (tmp_path / "code" / "objectives" / "train.py").read_text() == "epochs = 3\n"
 
 
 def test_unpacking_over_an_existing_folder_leaves_it(project: Path, tmp_path: Path) -> None:
-    pack(take(project), tmp_path / "code.zip")
+    pack(take(project, ENTRY), tmp_path / "code.zip")
     (tmp_path / "code").mkdir()
 
     unpack(tmp_path / "code.zip", tmp_path / "code")
@@ -102,6 +121,6 @@ def test_a_folder_that_is_no_project_is_refused(project: Path, monkeypatch: pyte
     monkeypatch.setattr("hpo.snapshot.TOTAL_BYTES", 10)
 
     with pytest.raises(UsageError, match="more than") as raised:
-        take(project)
+        take(project, ENTRY)
 
     assert ".gitignore" in raised.value.hint

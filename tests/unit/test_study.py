@@ -1,6 +1,6 @@
 """The loop, on a real store with workers that do as the test says."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hyperopt import hp
 
+from hpo.core.history import History
 from hpo.core.trial import Changes, Completed, Failed, Kind, Outcome, State
 from hpo.executors import Died, Event, Finished
 from hpo.launch import differences
@@ -51,8 +52,8 @@ class FakeExecutor:
         self.store.finish(claim, outcome)
         return [Finished(number)]
 
-    def cancel(self) -> None:
-        self.running.clear()
+    def cancel(self, numbers: Collection[int] | None = None) -> None:
+        self.running = [n for n in self.running if numbers is not None and n not in numbers]
 
     def close(self) -> None: ...
 
@@ -176,6 +177,58 @@ def test_a_share_of_failures_above_the_limit_stops_the_study(store: Store) -> No
 
     assert ending is Ending.FAILURES
     assert len(list(store.trials())) == 10
+
+
+def test_failures_of_an_earlier_call_do_not_stop_a_mended_study(store: Store) -> None:
+    broken = FakeExecutor(store, lambda *_: Failed(Kind.EXCEPTION, "typo"))
+    assert study(store, broken, Limits(max_evals=30)).run(Wish()) is Ending.FAILURES
+
+    ending = study(store, FakeExecutor(store, square), Limits(max_evals=30)).run(Wish())
+
+    assert ending is Ending.DONE
+    assert store.record().counts["completed"] == 20
+
+
+def test_a_point_that_is_none_of_the_space_fails_its_trial_alone(store: Store) -> None:
+    for number, point in enumerate(({"y": 1}, {"x": "a"}, {"x": 7.0}, {"x": 0.5, "y": 1})):
+        store.add(number, point, {})
+    executor = FakeExecutor(store, square)
+
+    ending = study(store, executor, Limits(max_evals=6)).run(Wish())
+
+    assert ending is Ending.DONE
+    assert executor.order == [4, 5]
+    assert {store.trial(number).state for number in range(4)} == {State.FAILED}
+    assert store.trial(0).error.reason.startswith("OutsideSpace")  # type: ignore[union-attr]
+
+
+def test_a_space_whose_every_parameter_is_fixed_is_run(store: Store) -> None:
+    fixed = study(store, FakeExecutor(store, square, slots=2), Limits(max_evals=3))
+    fixed.space = compile_space({"x": hp.uniform("x", -1, 1)}, {"x": 0.5})
+    fixed.history = History(0)
+
+    assert fixed.run(Wish()) is Ending.DONE
+    assert [trial.point for trial in store.trials()] == [{}, {}, {}]
+
+
+def test_a_worker_that_fell_silent_is_killed_and_its_trial_runs_again(store: Store) -> None:
+    clock = FakeClock()
+    store._leases._clock = clock  # type: ignore[attr-defined]
+
+    class SilentOnce(FakeExecutor):
+        def wait(self, seconds: float) -> list[Event]:
+            if len(self.order) == 1:
+                store.claim("w", 0)
+                clock.advance(20)
+                return []
+            return super().wait(seconds)
+
+    executor = SilentOnce(store, square)
+
+    study(store, executor, Limits(max_evals=2, lease_seconds=30), clock=clock).run(Wish())
+
+    assert executor.order == [0, 0, 1]
+    assert store.trial(0).attempts == 2
 
 
 def test_failures_below_the_limit_do_not(store: Store) -> None:

@@ -1,0 +1,13 @@
+"""What a study's files are called in its store."""
+
+LOG = "log.txt"  # what a trial printed
+ARTIFACTS = "artifacts/"  # what it left in run.directory
+CHECKPOINT = "checkpoint/"  # what it left in run.checkpoint_directory, while it has not ended
+
+
+SNAPSHOT = "snapshot/"  # archives of the code that trials ran from
+
+
+def snapshot_name(sha256: str) -> str:
+    """The archive of the code with this hash."""
+    return f"{SNAPSHOT}{sha256}.zip"
