@@ -1,4 +1,4 @@
-"""Who watches a study: MLflow (`mlflow.py`) and the person at the terminal (`progress.py`).
+"""Who watches a study: MLflow (`mlflow/`) and the person at the terminal (`progress.py`).
 
 Observers are told what the store says and change nothing in it but their own note. A failing observer is
 logged, never the study's end.

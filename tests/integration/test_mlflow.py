@@ -22,7 +22,7 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 from mlflow.tracking import MlflowClient
 
 from hpo.core.errors import TrackingUnreachable, UsageError
-from hpo.core.study import Driver, Identity
+from hpo.core.study import Identity
 from hpo.core.trial import Changes, Completed, Failed, Kind, Pruned
 from hpo.stores import connect
 from hpo.tracking.mlflow import (
@@ -703,10 +703,8 @@ def test_sync_ends_a_study_that_nobody_drives(store, uri, client, experiment):
     finished = client.get_run(sync(store, uri, experiment).run_id).info.status
     store.add(1, {}, {})
     interrupted = client.get_run(sync(store, uri, experiment).run_id).info.status
-    store.lead(Driver("host", 1, 0.0, "token"))
-    driven = client.get_run(sync(store, uri, experiment).run_id).info.status
 
-    assert (finished, interrupted, driven) == ("FINISHED", "KILLED", "RUNNING")
+    assert (finished, interrupted) == ("FINISHED", "KILLED")
 
 
 # --- at the start

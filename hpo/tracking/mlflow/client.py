@@ -1,0 +1,65 @@
+"""MLflow's client: made quiet, its errors explained."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from hpo.core.errors import TrackingUnreachable
+
+NOISY = ("mlflow", "alembic", "urllib3")  # loggers
+
+
+def quiet_client(tracking_uri: str) -> Any:
+    # Set before the import, which reads them. Workers inherit them, and that is as well.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether MLflow will say the same for ever: a value it does not take, a run that was deleted."""
+    refusals = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST")
+    return getattr(error, "error_code", "") in refusals
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """MLflow's and its libraries' log lines from this thread go nowhere: we say ourselves what matters."""
+    import mlflow  # noqa: F401  its import sets up the handlers
+
+    ours = threading.get_ident()
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return record.thread != ours or record.name.partition(".")[0] not in NOISY
+
+    loggers = [logging.getLogger(name) for name in (*NOISY, "urllib3.connectionpool")]
+    filtered: list[logging.Filterer] = [*loggers, *(handler for lg in loggers for handler in lg.handlers)]
+    for one in filtered:
+        one.addFilter(is_wanted)
+    try:
+        yield
+    finally:
+        for one in filtered:
+            one.removeFilter(is_wanted)
+
+
+@contextlib.contextmanager
+def explained(tracking_uri: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        reason = first_line(error)
+        raise TrackingUnreachable(f"MLflow at {tracking_uri} failed: {reason}", "run it again") from error
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
