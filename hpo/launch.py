@@ -17,14 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 from hpo import snapshot as snapshots
 from hpo.core.errors import NoSuchStudy, StoreError, StudyBusy, StudyChanged, UsageError
 from hpo.core.files import snapshot_name
+from hpo.core.history import History
 from hpo.core.study import Driver, Identity
 from hpo.executors import WorkerSettings
-from hpo.loading import EntryPoint, Task, load, locate
+from hpo.loading import EntryPoint, Task, load, loaded_below, locate
 from hpo.search import Algorithm, algorithm
 from hpo.space import difference, lint
 from hpo.stores import Catalog, Store, connect
@@ -82,7 +84,10 @@ def driving(request: Request) -> Iterator[Driven]:
         )
     task = load(entry, request.settings)
     if request.algorithm is not None:
-        algorithm(request.algorithm)  # a name that is none must not become part of a study
+        # What can't propose must not become part of a study: ask it once.
+        nothing = History(len(task.space.columns))
+        rng = np.random.default_rng(0)
+        algorithm(request.algorithm).propose(task.space, nothing, nothing.rows, rng, 1)
     with contextlib.closing(connect(request.store, create=True, check=True)) as catalog:
         store, identity, is_new = _open_study(catalog, request, entry, task, name)
         driver = take_lead(store, take_over=request.take_over)
@@ -219,7 +224,7 @@ def _is_alive(driver: Driver) -> bool:
 
 def _keep_code(store: Store, entry: EntryPoint, work_folder: Path) -> tuple[Path, list[str]]:
     """Put the code as it is now into the study; returns the folder it runs from, and what has changed."""
-    now = snapshots.take(entry.root, entry.file)
+    now = snapshots.take(entry.root, {entry.file.as_posix(), *loaded_below(entry.root)})
     before = store.record().snapshot
     code = work_folder / "code" / now.sha256
     warnings = []
@@ -233,13 +238,11 @@ def _keep_code(store: Store, entry: EntryPoint, work_folder: Path) -> tuple[Path
             snapshots.pack(now, new)
             store.put_files({snapshot_name(now.sha256): new})
             store.use_snapshot(now.sha256)
-        if not code.exists():
-            if not new.exists():
-                snapshots.pack(now, new)
-            # Earlier versions are in the store; their folders have served.
-            shutil.rmtree(code.parent, ignore_errors=True)
-            code.parent.mkdir(parents=True)
-            snapshots.unpack(new, code)
+        if not new.exists():
+            snapshots.pack(now, new)
+        # Unpacked anew by every driver: who could write there meanwhile must not choose what runs.
+        shutil.rmtree(code.parent, ignore_errors=True)
+        snapshots.unpack(new, code)
     return code, warnings
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import inspect
 import json
+import math
 import os
 import sys
 import traceback
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from hpo.run import Run
     from hpo.space import Space
 
+PYTHON_WORDS = {"True": True, "False": False, "None": None}
 ROOT_MARKERS = ("pyproject.toml", ".git")
 
 
@@ -121,11 +124,20 @@ def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
             raise UsageError(f"--set {text}: no KEY=VALUE", "for example --set epochs=5")
         if key in settings:
             raise UsageError(f"--set names {key} twice", "keep one of them")
-        try:
-            settings[key] = json.loads(value, parse_constant=_no_number)
-        except ValueError:
-            settings[key] = value
+        settings[key] = _setting(value)
     return settings
+
+
+def _setting(text: str) -> Any:
+    if text in PYTHON_WORDS:
+        return PYTHON_WORDS[text]
+    try:
+        value = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        return text
+    if isinstance(value, float) and not math.isfinite(value):
+        return text
+    return value
 
 
 def _no_number(name: str) -> float:
@@ -146,21 +158,28 @@ def _run_file(root: Path, file: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for the command's own document
+            spec.loader.exec_module(module)
+    except KeyboardInterrupt:
+        raise
     except ModuleNotFoundError as error:
+        if error.name is None:
+            raise LoadError(
+                f"{file} failed: {describe_exception(error, root)}", "run it with --debug"
+            ) from error
         raise LoadError(
             f"{file} needs a module that is not installed: {error.name}", _how_to_install(error.name)
         ) from error
     except SyntaxError as error:
         where = Path(error.filename or file).name
         raise LoadError(f"{where}, line {error.lineno}: {error.msg}", (error.text or "").strip()) from error
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise LoadError(f"{file} failed: {describe_exception(error, root)}", "run it with --debug") from error
     return module
 
 
-def _how_to_install(module: str | None) -> str:
-    extra = {"torch": "torch", "sklearn": "sklearn", "mlflow": "ui"}.get((module or "").partition(".")[0])
+def _how_to_install(module: str) -> str:
+    extra = {"torch": "torch", "sklearn": "sklearn", "mlflow": "ui"}.get(module.partition(".")[0])
     return f"pip install 'hpo[{extra}]'" if extra else f"pip install {module}, or check its name"
 
 
@@ -191,6 +210,8 @@ def _share_out(
             f"{entry} takes {', '.join(needed)} beside params and run",
             f"make arguments keyword-only: def {entry.name}(params, run, *, {needed[0]}=…)",
         )
+    if any(p.name == "run" for p in parameters if p.kind is p.KEYWORD_ONLY):
+        raise LoadError(f"{entry} takes run by its name only", f"write def {entry.name}(params, run, *, …)")
     named = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY} | {p.name: p for p in positional[2:]}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     fixed: dict[str, Any] = {}
@@ -226,8 +247,8 @@ def _share_out(
 
 def describe_exception(error: BaseException, root: Path) -> str:
     """``ValueError: what it says (objectives/train.py:17)``, the place being the last one below ``root``."""
-    text = "".join(traceback.format_exception_only(error)).strip().splitlines()
-    line = next((line for line in reversed(text) if line.strip()), type(error).__name__)
+    text = traceback.format_exception_only(type(error), error)[-1]
+    line = " ".join(text.split())
     inside = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
@@ -237,6 +258,19 @@ def describe_exception(error: BaseException, root: Path) -> str:
         return line
     place = Path(os.path.realpath(inside[-1].filename)).relative_to(root.resolve())
     return f"{line} ({place.as_posix()}:{inside[-1].lineno})"
+
+
+def loaded_below(root: Path) -> set[str]:
+    """The source files of modules that are loaded from below the root, environments aside: whatever git says
+    of them, the objective needs them."""
+    found = set()
+    for module in list(sys.modules.values()):
+        source = getattr(module, "__file__", None)
+        if isinstance(source, str) and source.endswith(".py") and Path(source).is_relative_to(root):
+            path = Path(source).relative_to(root)
+            if not {"site-packages", "dist-packages"} & set(path.parts):
+                found.add(path.as_posix())
+    return found
 
 
 def _siblings(path: Path) -> list[Path]:

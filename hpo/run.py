@@ -19,6 +19,9 @@ Send = Callable[[int, float | None, Mapping[str, float], float], Answer]
 """``send(epoch, loss, metrics, time)`` keeps one epoch and brings the study's answer."""
 
 
+MAX_EPOCH = 2**31  # every store and MLflow hold it
+
+
 @dataclass
 class Run:
     """One attempt at one trial.
@@ -48,8 +51,8 @@ class Run:
         The same epoch again replaces it. Raises TrialPruned when the study wants no more of this
         trial (let it pass), TypeError for what is no number.
         """
-        if not isinstance(epoch, numbers.Integral) or epoch < 0:
-            raise TypeError(f"report: the epoch is {epoch!r}, which is no whole number from 0")
+        if not isinstance(epoch, numbers.Integral) or not 0 <= epoch < MAX_EPOCH:
+            raise TypeError(f"report: the epoch is {epoch!r}, which is no whole number from 0 to 2**31")
         value = None if loss is None else _number("loss", loss)
         values = {name: _number(name, metric) for name, metric in metrics.items()}
         if value is not None and math.isfinite(value):

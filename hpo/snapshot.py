@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-import shutil
 import subprocess
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,9 +33,9 @@ class Snapshot:
     sha256: str
 
 
-def take(root: Path, entry: Path) -> Snapshot:
-    """Read the project's code: what git tracks, and untracked files that it does not ignore; and the file
-    ``entry`` below the root, whatever it is.
+def take(root: Path, needed: Collection[str]) -> Snapshot:
+    """Read the project's code: what git tracks, and untracked files that it does not ignore; and the files
+    ``needed``, named below the root, whatever git says of them.
 
     Without git: the folder's own files and its packages. Data, stores, logs and hpo itself stay out:
     only code and configuration by suffix, up to 1 MiB a file. Raises UsageError above 64 MiB in all.
@@ -44,8 +43,9 @@ def take(root: Path, entry: Path) -> Snapshot:
     package = Path(__file__).resolve().parent
     paths = sorted(
         path
-        for path in {entry.as_posix(), *_listed(root)}
-        if Path(path).suffix in SUFFIXES
+        for path in {*needed, *_listed(root)}
+        if _is_text(path)
+        and Path(path).suffix in SUFFIXES
         and _is_small_file(root / path)
         and not _is_inside(root / path, package)
     )
@@ -75,19 +75,12 @@ def pack(snapshot: Snapshot, archive: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Make ``folder`` hold the archive's files, whole or not at all; an existing one is kept as it is."""
-    if folder.exists():
-        return
+    """Make the new ``folder`` hold the archive's files, whole or not at all."""
     fresh = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     fresh.mkdir(parents=True)
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(fresh)
-    try:
-        os.rename(fresh, folder)
-    except OSError:  # another process was quicker
-        shutil.rmtree(fresh)
-        if not folder.exists():
-            raise
+    os.rename(fresh, folder)
 
 
 def _listed(root: Path) -> list[str]:
@@ -115,6 +108,15 @@ def _walk(root: Path, folder: Path, *, whole: bool) -> Iterator[str]:
                 yield from _walk(root, path, whole=whole)
         else:
             yield Path(entry.path).relative_to(root).as_posix()
+
+
+def _is_text(path: str) -> bool:
+    """Whether the name is UTF-8: archives hold no other, and Python imports none."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_small_file(path: Path) -> bool:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from hpo.core.errors import OutsideSpace, StoreError
+from hpo.core.errors import OutsideSpace, SpaceError, StoreError
 from hpo.core.files import LOG
 from hpo.core.history import Array, History
 from hpo.core.trial import Changes, Failed, Kind, State, Trial
@@ -206,7 +206,11 @@ class Study:
         rng = np.random.default_rng([self.seed, number])
         [row] = self.algorithm.propose(self.space, self.history, pending, rng, 1)
         point = self.space.point(row)
-        self.store.add(number, point, self.space.readable(point))
+        try:
+            params = self.space.readable(point)
+        except SpaceError:  # an expression that fails at this point fails this trial, in its worker
+            params = dict(point)
+        self.store.add(number, point, params)
         self._open[number] = _Open(row, State.WAITING)
         self._next_number += 1
         return number

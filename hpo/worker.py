@@ -142,7 +142,8 @@ def _execute(task: Task, claim: Claim, run: Run, place: Workplace) -> Outcome:
     except OutsideSpace as error:
         return Failed(Kind.EXCEPTION, f"OutsideSpace: {error}")
     except SystemExit as error:
-        return Failed(Kind.EXIT, f"the objective called sys.exit({error.code!r})")
+        code = error.code if isinstance(error.code, int | str | None) else type(error.code).__name__
+        return Failed(Kind.EXIT, f"the objective called sys.exit({code!r})"[:REASON_CHARACTERS])
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and not place.is_apart:
             raise
@@ -218,9 +219,7 @@ def _finish(store: Store, claim: Claim, outcome: Outcome) -> None:
 
 def _keep_files(store: Store, claim: Claim, artifacts: Path, log: Path) -> None:
     files = {
-        f"{ARTIFACTS}{path.relative_to(artifacts).as_posix()}": path
-        for path in sorted(artifacts.rglob("*"))
-        if path.is_file()
+        ARTIFACTS + _name(path, artifacts): path for path in sorted(artifacts.rglob("*")) if path.is_file()
     }
     if log.exists() and log.stat().st_size:
         files[LOG] = log
@@ -250,24 +249,30 @@ class _Checkpoints:
     def keep(self) -> None:
         """Store what has changed since the last time; forget what is gone. Raises ClaimLost."""
         found = {
-            path.relative_to(self._folder).as_posix(): self._stamp(path)
+            _name(path, self._folder): (path, self._stamp(path))
             for path in self._folder.rglob("*")
             if path.is_file()
         }
-        if found != self._kept:
-            changed = {n: self._folder / n for n, stamp in found.items() if self._kept.get(n) != stamp}
+        stamps = {name: stamp for name, (_, stamp) in found.items()}
+        if stamps != self._kept:
+            changed = {n: path for n, (path, stamp) in found.items() if self._kept.get(n) != stamp}
             self._store.put_files(
                 {CHECKPOINT + name: path for name, path in changed.items()},
                 self._claim.number,
                 drop=[CHECKPOINT + name for name in self._kept.keys() - found.keys()],
                 claim=self._claim,
             )
-            self._kept = found
+            self._kept = stamps
 
     @staticmethod
     def _stamp(path: Path) -> tuple[int, int]:
         status = path.stat()
         return status.st_mtime_ns, status.st_size
+
+
+def _name(path: Path, folder: Path) -> str:
+    """The file's name below the folder; bytes that are no UTF-8 are shown as such."""
+    return os.fsencode(path.relative_to(folder).as_posix()).decode(errors="backslashreplace")
 
 
 def _is_below(name: str) -> bool:

@@ -92,6 +92,9 @@ def main(arguments: list[str] | None = None) -> None:
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = 128 + signal.SIGINT
+    except OSError as error:  # a full pipe, a name that is too long: the system's own words are the clearest
+        click.echo(f"{type(error).__name__}: {error}", err=True)
+        code = ExitCode.INTERNAL
     except Exception as error:
         if is_debug:
             traceback.print_exc()

@@ -66,6 +66,8 @@ def sync(study: str | None, store: str, tracking_uri: str | None, experiment: st
     from hpo.tracking.mlflow import default_tracking_uri, location_of
     from hpo.tracking.mlflow import sync as synchronize
 
+    if (tracking_uri or "").strip().lower() == "none":
+        raise click.UsageError("--tracking-uri none leaves nothing to bring up to date")
     with contextlib.closing(connect(store)) as catalog:
         for name in [study] if study else _names(catalog):
             opened = catalog.open(name)

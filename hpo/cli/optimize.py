@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import shlex
 import sys
@@ -111,6 +112,10 @@ def optimize(
     The same command again continues the study: --max-evals counts all its ended trials.
     Ctrl-C finishes the running trials, a second one hands them back, a third leaves at once.
     """
+    if not 1 <= lease <= 86400:
+        raise click.UsageError("--lease is from 1s to 1d")
+    if math.isnan(max_failures):
+        raise click.UsageError("--max-failures is a share from 0 to 1")
     if max_evals is None and timeout is None:
         raise click.UsageError("say when to stop: --max-evals 100, or --timeout 2h")
     how = How(worker_slots(workers, gpus), isolate, inline, tracking_uri, experiment)
@@ -222,7 +227,7 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
 def _mlflow(driven: Driven, how: How) -> MlflowObserver | None:
     from hpo.tracking.mlflow import MlflowObserver, default_tracking_uri
 
-    if how.tracking_uri == "none":
+    if (how.tracking_uri or "").strip().lower() == "none":
         return None
     store = driven.settings.store
     uri = how.tracking_uri or default_tracking_uri(store)

@@ -12,7 +12,7 @@ import click
 
 from hpo.cli.options import echo_json, json_option, store_option
 from hpo.core.errors import NoTrialSucceeded, UsageError
-from hpo.core.plain import flat
+from hpo.core.plain import flat, printable
 from hpo.core.trial import Trial
 from hpo.stores import Catalog, Store, connect
 
@@ -24,7 +24,7 @@ SORTS = ("loss", "number", "seconds", "started", "state")
     "  hpo show digits_mlp 17"
 )
 @click.argument("study", required=False)
-@click.argument("trial", type=click.IntRange(min=0), required=False)
+@click.argument("trial", type=click.IntRange(0, 2**31), required=False)
 @store_option
 @click.option(
     "--sort",
@@ -68,7 +68,7 @@ def best(study: str, store: str, as_json: bool) -> None:
         return
     click.echo(f"trial {found.number}, loss {found.loss:.6g}")
     for name, value in flat(found.params).items():
-        click.echo(f"{name} = {value}")
+        click.echo(printable(f"{name} = {value}"))
 
 
 def _show_studies(catalog: Catalog, as_json: bool) -> None:
@@ -106,7 +106,8 @@ def _show_trials(store: Store, sort: str, limit: int | None, as_json: bool) -> N
         what = " ".join(f"{name}={_short(value)}" for name, value in flat(trial.params).items())
         if trial.error is not None:
             what = f"{trial.error.kind}: {trial.error.reason}"
-        table.add_row(str(trial.number), trial.state, _short(trial.loss), _short(trial.seconds), what)
+        numbers = (str(trial.number), trial.state, _short(trial.loss), _short(trial.seconds))
+        table.add_row(*numbers, printable(what))
     _print(table)
     if len(trials) > len(shown):
         click.echo(f"{len(trials) - len(shown)} more: --all, or --limit N")
@@ -133,7 +134,7 @@ def _show_trial(store: Store, number: int, as_json: bool) -> None:
     lines |= {f"result.{name}": value for name, value in flat(trial.result).items()} if trial.result else {}
     width = max(len(name) for name in lines)
     for name, value in lines.items():
-        click.echo(f"{name:<{width}}  {'-' if value is None else value}")
+        click.echo(f"{name:<{width}}  {'-' if value is None else printable(str(value))}")
     if reports := store.reports(number):
         names = sorted({name for report in reports for name in report.metrics})[:6]
         table = _table(["epoch", "loss", *names])
@@ -142,7 +143,7 @@ def _show_trial(store: Store, number: int, as_json: bool) -> None:
             table.add_row(str(report.epoch), *(_short(value) for value in values))
         _print(table)
     if files := store.files(number):
-        click.echo("files: " + ", ".join(f"{file.name} ({file.size} bytes)" for file in files))
+        click.echo(printable("files: " + ", ".join(f"{file.name} ({file.size} bytes)" for file in files)))
 
 
 def document(trial: Trial) -> dict[str, Any]:

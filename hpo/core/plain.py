@@ -7,6 +7,8 @@ import numbers
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+MAX_BITS = 1024  # beyond every float; and Python writes no number of more than 4300 digits
+
 
 def plain(value: Any) -> Any:
     """The value as JSON can hold it, exactly; raises TypeError, naming the place, where JSON can't.
@@ -22,7 +24,11 @@ def readable(value: Any) -> Any:
 
 
 def _plain(value: Any, where: str, *, strict: bool) -> Any:
-    if value is None or isinstance(value, str | bool | int):
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, int):
+        if value.bit_length() > MAX_BITS:
+            raise TypeError(f"{where or 'a parameter'} is a whole number of {value.bit_length()} bits")
         return value
     if isinstance(value, float):
         return float(value)
@@ -44,6 +50,11 @@ def _plain(value: Any, where: str, *, strict: bool) -> Any:
         raise TypeError(f"{where} is a {type(value).__name__}, which JSON can't hold")
     name = getattr(value, "__name__", None)
     return name if isinstance(name, str) else repr(value)
+
+
+def printable(text: str) -> str:
+    """The text without what would move a terminal's cursor or change its colours: one line, as it reads."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def without_nonfinite(value: Any) -> Any:

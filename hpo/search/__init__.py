@@ -55,7 +55,7 @@ def _foreign(name: str) -> Algorithm:
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
+    except Exception as error:  # whatever an unknown module does when it is imported
         raise UsageError(
             f"the algorithm {name!r} can't be imported: {error}",
             "module:function is an importable module and a function in it, such as hyperopt.anneal:suggest",

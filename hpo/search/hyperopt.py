@@ -56,9 +56,15 @@ class HyperoptAlgorithm:
         proposals = np.empty((k, len(space.columns)))
         for i in range(k):
             (tid,) = trials.new_trial_ids(1)
-            docs = self._function([tid], domain, trials, int(rng.integers(2**31 - 1)))
+            name = getattr(self._function, "__name__", repr(self._function))
+            try:
+                docs = self._function([tid], domain, trials, int(rng.integers(2**31 - 1)))
+            except Exception as error:
+                raise UsageError(
+                    f"the algorithm {name} failed: {type(error).__name__}: {error}",
+                    "it is called as hyperopt calls it: (new_ids, domain, trials, seed)",
+                ) from error
             if not docs:
-                name = getattr(self._function, "__name__", repr(self._function))
                 raise UsageError(
                     f"the algorithm {name} proposes no further trial",
                     "it has nothing left to try: ask for fewer trials, or choose another --algo",

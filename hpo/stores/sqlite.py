@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import sqlite3
@@ -54,6 +55,7 @@ from hpo.stores.sqlite_file import (
     writing,
 )
 
+SHA256 = re.compile(r"[0-9a-f]{64}")
 STUDY_FILES = -1  # files.trial of a file that belongs to the study itself: NULL can't be in a primary key
 
 
@@ -72,14 +74,15 @@ class SqliteCatalog:
         path = Path(url.removeprefix("sqlite:///"))
         if not path.name:
             raise StoreUnreachable(f"{url} names no file", "write --store sqlite:///hpo.db")
-        # An objective may change the working directory under this object.
-        self.path = path.absolute()
+        # An objective may change the working directory under this; and files lie beside the file itself.
+        self.path = path.resolve()
         self.url = f"sqlite:///{self.path}"
         self._clock = clock
         refuse_network(self.path)
         if create and not self.path.exists():
             create_file(self.path, schema_version=1 + len(migrations), migrations=migrations)
         self._connection = open_file(self.path, check=check, migrations=migrations)
+        self._inode = self.path.stat().st_ino
 
     def names(self) -> list[str]:
         with explained(self.path):
@@ -99,7 +102,7 @@ class SqliteCatalog:
         if row is None:
             known = ", ".join(self.names()) or "none yet"
             raise NoSuchStudy(f"no study {study!r} in {self.url}", f"its studies: {known}")
-        return SqliteStore(self.url, self.path, study, row["id"], self._connection, self._clock)
+        return SqliteStore(self.url, self.path, self._inode, study, row["id"], self._connection, self._clock)
 
     def close(self) -> None:
         self._connection.close()
@@ -112,6 +115,7 @@ class SqliteStore:
         self,
         url: str,
         path: Path,
+        inode: int,
         study: str,
         study_id: int,
         connection: sqlite3.Connection,
@@ -120,6 +124,7 @@ class SqliteStore:
         self.url = url
         self.study = study
         self._path = path
+        self._inode = inode
         self._id = study_id
         self._connection = connection
         self._leases = LeaseWatch(clock)
@@ -132,15 +137,16 @@ class SqliteStore:
             row = self._one("SELECT * FROM studies WHERE id = :study")
             counts = self._all("SELECT state, count(*) AS n FROM trials WHERE study = :study GROUP BY state")
             notes = self._all("SELECT name, value FROM notes WHERE study = :study")
-        return StudyRecord(
-            identity=Identity(study=self.study, **json.loads(row["identity"])),
-            snapshot=row["snapshot"],
-            created=row["created"],
-            revision=row["revision"],
-            counts={state.value: 0 for state in State} | {r["state"]: r["n"] for r in counts},
-            driver=_driver(row["driver"]),
-            notes={r["name"]: json.loads(r["value"]) for r in notes},
-        )
+        with _readable(f"study {self.study!r}"):
+            return StudyRecord(
+                identity=Identity(study=self.study, **json.loads(row["identity"])),
+                snapshot=row["snapshot"],
+                created=row["created"],
+                revision=row["revision"],
+                counts={state.value: 0 for state in State} | {r["state"]: r["n"] for r in counts},
+                driver=_driver(row["driver"]),
+                notes={r["name"]: json.loads(r["value"]) for r in notes},
+            )
 
     def lead(self, driver: Driver, instead_of: Driver | None = None) -> Driver:
         with self._writing():
@@ -521,6 +527,8 @@ class SqliteStore:
                         self._blob(sha256).unlink(missing_ok=True)
 
     def _blob(self, sha256: str) -> Path:
+        if not SHA256.fullmatch(sha256):  # a path, perhaps, that somebody wrote into the store
+            raise StoreDamaged(f"{sha256!r} in the store's files is no SHA-256", "was it edited by hand?")
         return self._blobs / sha256[:2] / sha256
 
     def _do(self, sql: str, **values: Any) -> None:
@@ -543,6 +551,16 @@ class SqliteStore:
                 self._connection.execute("COMMIT")
 
     def _writing(self) -> contextlib.AbstractContextManager[None]:
+        # What is written into a file without a name is lost with this process.
+        try:
+            is_there = self._path.stat().st_ino == self._inode
+        except OSError:
+            is_there = False
+        if not is_there:
+            raise StoreDamaged(
+                f"{self._path} was removed or replaced while it was in use",
+                "put it back; what was written since is lost",
+            )
         return writing(self._connection, self._path)
 
 
@@ -606,17 +624,26 @@ def _outcome_columns(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _trial(row: sqlite3.Row) -> Trial:
+@contextlib.contextmanager
+def _readable(what: str) -> Iterator[None]:
     try:
+        yield
+    except (ValueError, TypeError, KeyError) as error:
+        raise StoreDamaged(f"{what} can't be read: {error}", "was the store edited by hand?") from error
+
+
+def _trial(row: sqlite3.Row) -> Trial:
+    with _readable(f"trial {row['number']!r}"):
         return _read_trial(row)
-    except (ValueError, TypeError) as error:
-        raise StoreDamaged(
-            f"trial {row['number']!r} of the store can't be read: {error}", "was it edited by hand?"
-        ) from error
 
 
 def _read_trial(row: sqlite3.Row) -> Trial:
     kind = row["error_kind"]
+    for column in ("loss", "started", "ended"):
+        if not isinstance(row[column], float | None):
+            raise ValueError(f"its {column} is {row[column]!r}")
+    if row["state"] == State.COMPLETED and row["loss"] is None:
+        raise ValueError("it is completed without a loss")
     return Trial(
         number=row["number"],
         state=State(row["state"]),

@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from hpo.core.plain import flat
+from hpo.core.plain import flat, printable
 from hpo.core.trial import ENDED, Changes, State, Trial
 
 BAR_CELLS = 10
@@ -188,7 +188,7 @@ class Progress:
 
     def _text(self, text: str, cells: int) -> Text:
         """One line of at most so many cells, of what this console can show: no control codes, no markup."""
-        text = "".join(c if c.isprintable() else " " for c in text)
+        text = printable(text)
         text = text.encode(self._console.encoding, "replace").decode(self._console.encoding)
         if cell_len(text) > cells:
             while text and cell_len(text) > cells - 3:

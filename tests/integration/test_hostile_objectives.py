@@ -200,3 +200,105 @@ def test_looking_at_a_live_study_loses_nothing(project, hpo, until):
     command.process.wait()
 
     assert json.dumps(losses(project)) == before
+
+
+def test_a_file_name_that_is_no_text_costs_no_training(project, hpo):
+    project.write(
+        r"""
+        import os
+
+        def objective(params, run):
+            for folder in (run.directory, run.checkpoint_directory):
+                open(os.fsencode(folder) + b"/caf\xe9.txt", "w").close()
+            run.report(0, 0.5)
+            return 0.5
+        """
+    )
+
+    result = hpo("optimize", "study.py", "--max-evals", 1, *QUICK)
+
+    assert result.code == 0, str(result)
+    assert r"artifacts/caf\xe9.txt" in project.files("study", 0)
+
+
+def test_a_store_that_was_removed_is_noticed(project, until):
+    project.write(
+        """
+        import time
+        from pathlib import Path
+
+        def objective(params, run):
+            Path("started").touch()
+            while not Path("gate").exists():
+                time.sleep(0.01)
+            return 0.5
+        """
+    )
+    command = project.start("optimize", "study.py", "--max-evals", 3, *QUICK)
+    until(lambda: (project.folder / "started").exists(), "a trial")
+
+    (project.folder / "hpo.db").unlink()
+    (project.folder / "gate").touch()
+
+    result = command.result()
+    assert result.code == 5, str(result)
+    assert "was removed or replaced" in result.stderr
+
+
+def test_the_code_that_was_unpacked_is_not_trusted_by_the_next_driver(project, hpo):
+    project.write("def objective(params): return 0.5")
+    hpo("optimize", "study.py", "--max-evals", 1, *QUICK)
+    [unpacked] = (project.folder / "hpo.db.files").rglob("study.py")
+    unpacked.write_text(unpacked.read_text().replace("0.5", "-1000.0"))
+
+    result = hpo("optimize", "study.py", "--max-evals", 2, *QUICK)
+
+    assert result.code == 0, str(result)
+    assert losses(project) == [0.5, 0.5]
+
+
+def test_a_module_that_git_ignores_travels_with_the_code_that_needs_it(project, hpo):
+    project.write("from helpers.numbers import half\ndef objective(params): return half")
+    (project.folder / "helpers").mkdir()
+    (project.folder / "helpers" / "numbers.py").write_text("half = 0.5\n")
+    (project.folder / ".gitignore").write_text("helpers/\n")
+    os.system(f"git init -q {project.folder}")
+
+    result = hpo("optimize", "study.py", "--max-evals", 1, *QUICK)
+
+    assert result.code == 0, str(result)
+
+
+def test_a_point_at_which_the_expression_fails_costs_its_trial_alone(project, hpo):
+    project.write("def objective(params): return params['a']", space="{'a': 1 / hp.quniform('a', 0, 1, 1)}")
+
+    result = hpo("optimize", "study.py", "--max-evals", 2, *QUICK)
+
+    assert result.code == 0, str(result)
+    assert sorted(trial["state"] for trial in project.trials().values()) == ["completed", "failed"]
+
+
+def test_a_setting_may_be_written_as_python_writes_it(project, hpo):
+    project.write("def objective(params, *, flag=True): return 1.0 if flag else 2.0")
+
+    hpo("optimize", "study.py", "--max-evals", 1, "--set", "flag=False", *QUICK)
+
+    assert losses(project) == [2.0]
+
+
+def test_what_a_space_file_prints_is_not_on_standard_output(project, hpo):
+    project.write("print('hello')\ndef objective(params): return 0.5")
+
+    result = hpo("optimize", "study.py", "--max-evals", 1, *QUICK, "--json")
+
+    assert result.json["trials"]["completed"] == 1
+
+
+def test_an_algorithm_that_is_none_leaves_no_study(project, hpo):
+    project.write("def objective(params): return 0.5")
+
+    refused = hpo("optimize", "study.py", "--max-evals", 1, "--algo", "math:sqrt", *QUICK)
+
+    assert refused.code == 2, str(refused)
+    assert "the algorithm sqrt failed" in refused.stderr
+    assert project.trials() == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import importlib.metadata
 import os
 import sqlite3
@@ -47,13 +48,21 @@ class Location:
 def location_of(record: StudyRecord) -> Location | None:
     """Where MLflow has this study, as the store remembers it."""
     note = record.notes.get(NOTE)
-    return None if note is None else Location(note["tracking_uri"], note["experiment_id"], note["run_id"])
+    if note is None:
+        return None
+    try:
+        return Location(note["tracking_uri"], note["experiment_id"], note["run_id"])
+    except (KeyError, TypeError):  # edited by hand: it is written anew
+        return None
 
 
 def default_tracking_uri(store_url: str) -> str:
     """``mlflow.db`` beside the store's file; in the working directory where the store is no file."""
-    path = _sqlite_path(store_url) or Path("hpo.db")
-    return f"sqlite:///{path.absolute().parent / 'mlflow.db'}"
+    file = store_url.removeprefix("sqlite:///") if store_url.startswith("sqlite:///") else "hpo.db"
+    path = Path(file).absolute().parent / "mlflow.db"
+    if "?" in str(path):  # MLflow's addresses have no way to write it
+        raise UsageError(f"MLflow can't keep a database at {path}, for the '?'", "name one: --tracking-uri …")
+    return f"sqlite:///{path}"
 
 
 def check_reachable(tracking_uri: str) -> None:
@@ -61,6 +70,8 @@ def check_reachable(tracking_uri: str) -> None:
 
     MLflow's own client would try for minutes. Does not import mlflow.
     """
+    if tracking_uri.rstrip("/") in ("sqlite:", "sqlite:///:memory:"):
+        raise TrackingUnreachable(f"{tracking_uri} is a database in memory: nothing would be kept", OFF)
     if _is_http(tracking_uri):
         _ping(tracking_uri)
     elif (path := _sqlite_path(tracking_uri)) is not None:
@@ -94,7 +105,7 @@ def _ping(tracking_uri: str) -> None:
         if error.code not in (502, 503, 504):
             return  # a server that wants a password, or has no such page, is there
         reason = f"HTTP {error.code}"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         if "CERTIFICATE" in str(reason):
             return  # whether to trust it is MLflow's own setting
@@ -119,7 +130,7 @@ def _open_database(path: Path) -> None:
 
 
 def _is_http(tracking_uri: str) -> bool:
-    return tracking_uri.startswith(("http://", "https://"))
+    return tracking_uri.lower().startswith(("http://", "https://"))
 
 
 def _sqlite_path(tracking_uri: str) -> Path | None:
