@@ -128,10 +128,9 @@ def peer(program: str, trials: int) -> tuple[list[float], float, None, None] | N
 
 def run(command: list[str], folder: Path) -> tuple[str, float]:
     """Standard output, and the process's own peak memory in MiB (its workers are not counted)."""
-    with open(folder / "errors", "w") as errors:
-        process = subprocess.Popen(
-            command, cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True, env=quiet()
-        )
+    # Into files: a pipe that nobody reads meanwhile would fill and hold the process up.
+    with open(folder / "output", "w") as output, open(folder / "errors", "w") as errors:
+        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=errors, env=quiet())
     watched, peak = psutil.Process(process.pid), 0
     while process.poll() is None:
         try:
@@ -139,11 +138,11 @@ def run(command: list[str], folder: Path) -> tuple[str, float]:
         except psutil.NoSuchProcess:
             break
         time.sleep(0.05)
-    output = process.communicate()[0]
+    process.wait()
     problem = (folder / "errors").read_text()
     if process.returncode and "ModuleNotFoundError" not in problem:
         sys.exit(f"{' '.join(command)} failed:\n{problem}")
-    return output, peak / 2**20
+    return (folder / "output").read_text(), peak / 2**20
 
 
 def seconds(command: list[str], folder: Path) -> float:
