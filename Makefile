@@ -7,9 +7,6 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 quickstart: .venv/quickstart  ## a real search: 20 networks on real images
 	$(BIN)/hpo optimize spaces/digits_mlp.py --max-evals 20
-	@echo
-	@echo "Look at the trials:   $(BIN)/hpo show digits_mlp"
-	@echo "Compare them:         $(BIN)/hpo ui"
 
 test: .venv/dev  ## all tests but the long ones
 	$(BIN)/python -m pytest -m "not slow" $(TESTS)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hpo.cli.interrupts import Interrupts
-from hpo.cli.options import Duration, echo_json, json_option, store_option
+from hpo.cli.options import Duration, echo_json, json_option, program, store_option
 from hpo.core.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -320,11 +320,11 @@ def _say_how_to_go_on(
     study, store = driven.identity.study, driven.url
     where = "" if store == "sqlite:///hpo.db" else f" --store {shlex.quote(store)}"
     if not is_done:
-        say(f"continue: {shlex.join(['hpo', *sys.argv[1:]])}")
-    say(f"trials:   hpo show {study}{where}")
+        say(f"continue: {shlex.join([program(), *sys.argv[1:]])}")
+    say(f"trials:   {program()} show {study}{where}")
     if mlflow is not None:
         url = mlflow.location.url if mlflow.location else None
-        say(f"MLflow:   {url or f'hpo ui{where}'}")
+        say(f"MLflow:   {url or f'{program()} ui{where}'}")
 
 
 @contextlib.contextmanager

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import sys
 from typing import Any
 
 import click
@@ -37,6 +40,13 @@ class Duration(click.ParamType):
         if seconds <= 0:
             self.fail("a duration must be more than zero", param, ctx)
         return seconds
+
+
+def program() -> str:
+    """How this command was called, to be called so again: ``.venv/bin/hpo`` where ``hpo`` is not on PATH."""
+    called = sys.argv[0]
+    is_script = os.path.basename(called) == "hpo"
+    return "hpo" if not is_script or shutil.which("hpo") == os.path.abspath(called) else called
 
 
 def echo_json(document: Any) -> None:
