@@ -33,10 +33,12 @@ bench: .venv/dev  ## what a trial costs, beside hyperopt and Optuna
 	$(PYTHON) -m venv .venv
 
 .venv/quickstart: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing hpo, PyTorch and MLflow into .venv: a minute or two."
 	$(PIP) --editable '.[torch,ui]'
 	@touch $@
 
 .venv/dev: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing what the tests need into .venv: a minute or two."
 	$(PIP) --editable '.[dev]'
 	@touch $@
 

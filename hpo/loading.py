@@ -191,7 +191,8 @@ def _member(module: ModuleType, name: str, entry: EntryPoint, what: str) -> Any:
             n for n, value in vars(module).items() if not n.startswith("_") and not inspect.ismodule(value)
         ]
         has = f"it has {', '.join(names[:12])}" if names else "it is empty"
-        raise LoadError(f"{entry.file} has no `{name}`: {has}", f"add {what}") from None
+        other = f"; or name another: {entry.file}:NAME" if name != "space" else ""
+        raise LoadError(f"{entry.file} has no `{name}`: {has}", f"add {what}{other}") from None
 
 
 def _share_out(

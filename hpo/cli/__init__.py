@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import io
 import os
@@ -19,6 +20,8 @@ COMMANDS = {
     "optimize": ("hpo.cli.optimize", "Search for the best parameters of a training function."),
     "show": ("hpo.cli.show", "List studies, a study's trials, or one trial."),
     "best": ("hpo.cli.show", "Print the best trial of a study."),
+    "log": ("hpo.cli.files", "Print what a trial printed, its traceback too."),
+    "files": ("hpo.cli.files", "List a trial's files, or copy them to a folder."),
     "space": ("hpo.cli.space", "Check and draw a search space."),
     "ui": ("hpo.cli.mlflow", "Open MLflow's pages on the studies."),
     "mlflow": ("hpo.cli.mlflow", "Bring MLflow up to date with the store."),
@@ -26,9 +29,11 @@ COMMANDS = {
 
 EXIT_CODES = """\b
 Exit codes:
-  0 done · 1 internal error · 2 usage or search space · 3 no trial succeeded
-  4 too many failures · 5 store or tracking unreachable · 75 stopped by SIGTERM,
-  run again · 124 --timeout reached · 130 Ctrl-C"""
+  0 done · 1 internal error · 2 usage or search space
+  3 no trial succeeded · 4 too many trials failed · 5 store or MLflow unreachable
+  75 stopped by SIGTERM: run again · 124 --timeout reached · 130 Ctrl-C
+
+--debug, anywhere on the line, shows the traceback of an error."""
 
 
 class _Commands(click.Group):
@@ -44,6 +49,17 @@ class _Commands(click.Group):
         command = getattr(importlib.import_module(module), cmd_name)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            if not near:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean {near[0]}?", ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

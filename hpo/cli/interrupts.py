@@ -59,12 +59,12 @@ class Interrupts:
             self._ended_by = signal.Signals(number)
             if self._say is None:
                 raise KeyboardInterrupt
-            self._say(f"{self._ended_by.name}: handing the running trials back")
+            self._say(f"{self._ended_by.name}: stopping the running trials; they run again when you continue")
             return
         self._ctrl_c += 1
         if self._say is None or self._ctrl_c >= self._patience:
             raise KeyboardInterrupt
         if self._ctrl_c == 1:
-            self._say("finishing the running trials; Ctrl-C again hands them back at once")
+            self._say("letting the running trials end; Ctrl-C again stops them now")
         else:
-            self._say("handing the running trials back; Ctrl-C again leaves at once")
+            self._say("stopping the running trials; they run again when you continue")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 
 import click
 
 from hpo.cli.options import store_option
-from hpo.core.errors import NoSuchStudy, StudyBusy
+from hpo.core.errors import NoSuchStudy, StudyBusy, UsageError
 from hpo.stores import Catalog, connect
 
 
@@ -36,12 +37,20 @@ def ui(store: str, tracking_uri: str | None, host: str, port: int) -> None:
         if found:
             page = found[-1].page(page)
     command, environment = ui_command(tracking_uri, host, port)
+    with socket.socket() as probe:
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+        except OSError as error:
+            raise UsageError(
+                f"{host}:{port} can't be had: {error.strerror}", f"try --port {port + 1}"
+            ) from error
     click.echo(f"MLflow: {page}", err=True)
     # The server takes this process's place: its signals and exit code are the server's own.
     os.execvpe(command[0], command, os.environ | environment)
 
 
-@click.group()
+@click.group(epilog="\b\nExample:\n  hpo mlflow sync digits_mlp")
 def mlflow() -> None:
     """MLflow shows what the store knows; the store is what counts."""
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -32,16 +33,22 @@ if TYPE_CHECKING:
 @click.argument("file", metavar="FILE.py[:OBJECTIVE]")
 @click.option("--max-evals", type=click.IntRange(min=1), help="Stop after so many ended trials in all.")
 @click.option(
-    "--timeout", type=Duration(), help="Stop after this time (2h, 30m); running trials are handed back."
+    "--timeout",
+    type=Duration(),
+    help="Stop after this time (2h, 30m); running trials run again when you continue.",
 )
 @click.option("--study", help="The study's name.  [default: the file's name]")
 @store_option
 @click.option(
-    "--workers", type=click.IntRange(min=1), help="Trials at a time.  [default: one a GPU entry, else 1]"
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Trials at a time.  [default: one for each entry of --gpus, else 1]",
 )
 @click.option("--gpus", help="A worker for each entry: 0,1 is two workers; 0+1,2+3 two workers of two GPUs.")
 @click.option(
-    "--algo", "algorithm", help="auto, tpe, random, or module:function of hyperopt.  [default: auto]"
+    "--algo",
+    "algorithm",
+    help="tpe, random, a hyperopt algorithm as module:function, or auto: today tpe.  [default: auto]",
 )
 @click.option(
     "--seed", type=click.IntRange(min=0), help="Seed of the search.  [default: random, kept in the study]"
@@ -66,7 +73,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, 1),
     default=0.9,
     show_default=True,
-    help="Stop when a larger share of the trials has failed (of ten or more).",
+    help="Stop when more than this share of this run's trials has failed, from the tenth on.",
 )
 @click.option("--isolate", is_flag=True, help="A fresh process for every trial.")
 @click.option("--inline", is_flag=True, help="Run trials in this process, to debug them.")
@@ -75,7 +82,7 @@ if TYPE_CHECKING:
     type=Duration(),
     default="30s",
     show_default=True,
-    help="Offer a trial again when its worker is silent so long.",
+    help="How long a worker may be silent before its trial is given to another.",
 )
 @click.option(
     "--tracking-uri",
@@ -85,7 +92,11 @@ if TYPE_CHECKING:
 @click.option(
     "--experiment", envvar="MLFLOW_EXPERIMENT_NAME", help="MLflow's experiment.  [default: the study's name]"
 )
-@click.option("--take-over", is_flag=True, help="The study's driver on another host is dead for certain.")
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="Drive the study although another host's hpo seems to: only if that one is dead.",
+)
 @json_option
 def optimize(
     file: str,
@@ -149,14 +160,18 @@ def worker_slots(workers: int | None, gpus: str | None) -> list[tuple[str, ...]]
     if gpus is None:
         return [()] * (workers or 1)
     slots = [tuple(device.strip() for device in entry.split("+")) for entry in gpus.split(",")]
-    if not all(device for slot in slots for device in slot):
-        raise click.UsageError(f"--gpus {gpus}: an entry is empty; write 0,1 or 0+1,2+3")
+    for device in (device for slot in slots for device in slot):
+        if not GPU.fullmatch(device):
+            raise click.UsageError(f"--gpus {gpus}: {device!r} names no GPU; write 0,1 or 0+1,2+3")
     if workers is not None and workers != len(slots):
         raise click.UsageError(
             f"--workers {workers} does not match --gpus {gpus}, which names {len(slots)} workers;"
             " leave --workers out, or name a GPU for each (0,0 puts two on one)"
         )
     return slots
+
+
+GPU = re.compile(r"\d+|(GPU|MIG)-[0-9a-fA-F/-]+")  # an index or a UUID, as nvidia-smi lists them
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +206,9 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
     # Standard output is the document's alone: an objective that runs --inline prints elsewhere.
     aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     with aside, _logged_to(progress.say):
-        progress.say(_opening(driven, len(how.slots)))
+        progress.say(_opening(driven, how.slots))
+        if limits.max_evals is not None and (have := _ended(driven)) >= limits.max_evals:
+            progress.say(f"it has {have} trials already; for 20 more: --max-evals {have + 20}")
         for warning in driven.warnings:
             progress.say(f"warning: {warning}")
         try:
@@ -269,10 +286,12 @@ def _conclude(
 
     _close(mlflow, ending, say)
     counts, best = driven.store.record().counts, driven.store.best()
+    if ending is not Ending.DONE:
+        say(f"stopped with {_ended(driven)} trials ended; unfinished ones run when you continue")
     if best is not None:
         say(f"best: trial {best.number}, loss {best.loss:.6g}")
         for name, value in flat(best.params).items():
-            say(f"  {name} = {value}")
+            say(f"  {name} = {value:.6g}" if isinstance(value, float) else f"  {name} = {value}")
     _say_how_to_go_on(driven, mlflow, say, is_done=ending is Ending.DONE)
     match ending:
         case Ending.DRAINED | Ending.CANCELLED:
@@ -307,11 +326,18 @@ def _document(driven: Driven, mlflow: MlflowObserver | None) -> dict[str, Any]:
     }
 
 
-def _opening(driven: Driven, slots: int) -> str:
+def _opening(driven: Driven, slots: list[tuple[str, ...]]) -> str:
     identity = driven.identity
     what = "new study" if driven.is_new else "continuing study"
-    workers = f"{slots} worker{'s' if slots > 1 else ''}"
-    return f"{what} {identity.study}: {identity.algorithm}, seed {identity.seed}, {workers}"
+    workers = f"{len(slots)} worker{'s' if len(slots) > 1 else ''}"
+    if slots[0]:
+        workers += f" on GPUs {', '.join('+'.join(slot) for slot in slots)}"
+    return f"{what} {identity.study}: algorithm {identity.algorithm}, seed {identity.seed}, {workers}"
+
+
+def _ended(driven: Driven) -> int:
+    counts = driven.store.record().counts
+    return counts["completed"] + counts["pruned"] + counts["failed"]
 
 
 def _say_how_to_go_on(

@@ -10,12 +10,14 @@ from typing import Any
 
 import click
 
+from hpo.cli.files import log_of
 from hpo.cli.options import echo_json, json_option, store_option
 from hpo.core.errors import NoTrialSucceeded, UsageError
 from hpo.core.plain import flat, printable
 from hpo.core.trial import Trial
 from hpo.stores import Catalog, Store, connect
 
+LOG_LINES = 12  # of a failed trial
 SORTS = ("loss", "number", "seconds", "started", "state")
 
 
@@ -30,7 +32,7 @@ SORTS = ("loss", "number", "seconds", "started", "state")
     "--sort",
     default="loss",
     show_default=True,
-    help=f"{', '.join(SORTS)}, or a parameter; a leading - reverses.",
+    help=f"{', '.join(SORTS)}, a parameter or result.NAME; a leading - reverses.",
 )
 @click.option(
     "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Show so many trials."
@@ -72,7 +74,7 @@ def best(study: str, store: str, as_json: bool) -> None:
 
 
 def _show_studies(catalog: Catalog, as_json: bool) -> None:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in catalog.names():
         study = catalog.open(name)
         record, found = study.record(), study.best()
@@ -81,17 +83,19 @@ def _show_studies(catalog: Catalog, as_json: bool) -> None:
                 "study": name,
                 **{state: record.counts[state] for state in ("completed", "pruned", "failed", "running")},
                 "best": None if found is None else found.loss,
-                "created": _iso(record.created),
+                "created": record.created,
             }
         )
     if as_json:
+        rows = [row | {"created": _iso(row["created"])} for row in rows]
         echo_json(rows)
     elif not rows:
         click.echo("no studies yet; start one: hpo optimize FILE.py --max-evals 20")
     else:
         table = _table(["study", "completed", "pruned", "failed", "running", "best loss", "created"])
         for row in rows:
-            table.add_row(*(_short(value) for value in row.values()))
+            local = datetime.fromtimestamp(row.pop("created")).strftime("%Y-%m-%d %H:%M")
+            table.add_row(*(_short(value) for value in row.values()), local)
         _print(table)
 
 
@@ -101,7 +105,7 @@ def _show_trials(store: Store, sort: str, limit: int | None, as_json: bool) -> N
         echo_json([document(trial) for trial in trials])
         return
     shown = trials[:limit]
-    table = _table(["trial", "state", "loss", "seconds", "parameters or error"])
+    table = _table(["trial", "state", "loss", "seconds", "parameters or error"], is_cut=sys.stdout.isatty())
     for trial in shown:
         what = " ".join(f"{name}={_short(value)}" for name, value in flat(trial.params).items())
         if trial.error is not None:
@@ -142,6 +146,10 @@ def _show_trial(store: Store, number: int, as_json: bool) -> None:
             values = [report.loss, *(report.metrics.get(name) for name in names)]
             table.add_row(str(report.epoch), *(_short(value) for value in values))
         _print(table)
+    if trial.error is not None and (log := log_of(store, number)):
+        click.echo(f"the end of its log (all of it: hpo log {store.study} {number}):")
+        for line in log.splitlines()[-LOG_LINES:]:
+            click.echo(f"  {printable(line)}")
     if files := store.files(number):
         click.echo(printable("files: " + ", ".join(f"{file.name} ({file.size} bytes)" for file in files)))
 
@@ -169,9 +177,9 @@ def _sorted(trials: list[Trial], sort: str) -> list[Trial]:
     if name in SORTS:
         keys = {trial.number: getattr(trial, name) for trial in trials}
     else:
-        keys = {trial.number: flat(trial.params).get(name) for trial in trials}
+        keys = {trial.number: _values(trial).get(name) for trial in trials}
         if trials and all(key is None for key in keys.values()):
-            known = sorted({parameter for trial in trials for parameter in flat(trial.params)})
+            known = sorted({value for trial in trials for value in _values(trial)})
             raise UsageError(f"--sort {name}: no such column", f"there are {', '.join([*SORTS, *known])}")
     valued = [trial for trial in trials if keys[trial.number] is not None]
     without = [trial for trial in trials if keys[trial.number] is None]
@@ -182,6 +190,13 @@ def _sorted(trials: list[Trial], sort: str) -> list[Trial]:
     return valued + without
 
 
+def _values(trial: Trial) -> dict[str, Any]:
+    """What a trial can be sorted by beside its columns: its parameters, and what its objective returned."""
+    return flat(trial.params) | (
+        {f"result.{k}": v for k, v in flat(trial.result).items()} if trial.result else {}
+    )
+
+
 def _iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
@@ -189,10 +204,11 @@ def _iso(seconds: float) -> str:
 def _short(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _table(columns: Iterable[str]) -> Any:
+def _table(columns: Iterable[str], *, is_cut: bool = False) -> Any:
+    """``is_cut``: the last column ends in an ellipsis where the terminal does, so that a row is a line."""
     from rich import box
     from rich.table import Table
 
@@ -200,7 +216,7 @@ def _table(columns: Iterable[str]) -> Any:
     *narrow, wide = columns
     for column in narrow:
         table.add_column(column, no_wrap=True)
-    table.add_column(wide, overflow="fold")
+    table.add_column(wide, overflow="ellipsis" if is_cut else "fold", no_wrap=is_cut)
     return table
 
 

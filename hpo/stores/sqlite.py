@@ -8,6 +8,7 @@ transactions, ``synchronous=FULL`` (what was acknowledged survives a power cut).
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import json
 import os
@@ -100,8 +101,12 @@ class SqliteCatalog:
         with explained(self.path):
             row = self._connection.execute("SELECT id FROM studies WHERE name = ?", (study,)).fetchone()
         if row is None:
-            known = ", ".join(self.names()) or "none yet"
-            raise NoSuchStudy(f"no study {study!r} in {self.url}", f"its studies: {known}")
+            names = self.names()
+            near = difflib.get_close_matches(study, names, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise NoSuchStudy(
+                f"no study {study!r} in {self.url}", f"{hint}its studies: {', '.join(names) or 'none yet'}"
+            )
         return SqliteStore(self.url, self.path, self._inode, study, row["id"], self._connection, self._clock)
 
     def close(self) -> None:
@@ -496,7 +501,9 @@ class SqliteStore:
     def _trial_row(self, number: int) -> sqlite3.Row:
         row = self._one("SELECT * FROM trials WHERE study = :study AND number = :number", number=number)
         if row is None:
-            raise NoSuchTrial(f"study {self.study!r} has no trial {number}", "`hpo show` lists its trials")
+            raise NoSuchTrial(
+                f"study {self.study!r} has no trial {number}", f"list them: hpo show {self.study}"
+            )
         return row
 
     def _forget(self, name: str, trial: int) -> str | None:

@@ -92,7 +92,12 @@ def ui_command(
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", absolute(tracking_uri)]
     command += ["--host", host, "--port", str(port), "--workers", "1"]
     # Without its job queue the server takes 2 processes and 0.5 GB, not 10 and 2.5.
-    return command, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command += ["--uvicorn-opts", "--log-level warning"]
+    return command, {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PYTHONWARNINGS": "ignore",
+    }
 
 
 def _ping(tracking_uri: str) -> None:
