@@ -366,7 +366,7 @@ class SqliteStore:
     def best(self) -> Trial | None:
         with self._reading():
             row = self._one(
-                "SELECT * FROM trials WHERE study = :study AND state = 'completed'"
+                "SELECT * FROM trials WHERE study = :study AND state = 'completed' AND loss IS NOT NULL"
                 " ORDER BY loss, number LIMIT 1"
             )
         return None if row is None else _trial(row)
@@ -649,8 +649,6 @@ def _read_trial(row: sqlite3.Row) -> Trial:
     for column in ("loss", "started", "ended"):
         if not isinstance(row[column], float | None):
             raise ValueError(f"its {column} is {row[column]!r}")
-    if row["state"] == State.COMPLETED and row["loss"] is None:
-        raise ValueError("it is completed without a loss")
     return Trial(
         number=row["number"],
         state=State(row["state"]),
