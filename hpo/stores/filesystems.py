@@ -1,7 +1,8 @@
-"""Is this path on a network file system?"""
+"""What file systems are and do: which is a network's, and how a file appears whole."""
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -31,3 +32,15 @@ def network_filesystem(path: Path, mounts: Path = Path("/proc/self/mounts")) -> 
         if (place == point or place.startswith(point.rstrip("/") + "/")) and len(point) >= len(found):
             found, kind = point, fields[2]
     return kind if kind in NETWORK else None
+
+
+def put_in_place(new: Path, path: Path) -> None:
+    """Give a finished file its name; if another process was quicker, its file is as good and stays."""
+    try:
+        os.link(new, path)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        os.rename(new, path)  # a file system without links

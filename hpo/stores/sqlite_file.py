@@ -19,7 +19,7 @@ from hpo.core.errors import (
     StoreReadOnly,
     StoreUnreachable,
 )
-from hpo.stores.filesystems import network_filesystem
+from hpo.stores.filesystems import network_filesystem, put_in_place
 
 APPLICATION_ID = 0x68706F53  # "hpoS": tells a store from every other SQLite file
 BUSY_SECONDS = 60.0
@@ -138,21 +138,10 @@ def create_file(path: Path, *, schema_version: int, migrations: Sequence[str]) -
             connection.executescript("BEGIN;" + SCHEMA + "".join(migrations) + "COMMIT;")
             connection.execute(f"PRAGMA user_version = {schema_version}")
             connection.close()
-            _put_in_place(new, path)
+            put_in_place(new, path)
         finally:
             for leftover in path.parent.glob(new.name + "*"):
                 leftover.unlink(missing_ok=True)
-
-
-def _put_in_place(new: Path, path: Path) -> None:
-    try:
-        os.link(new, path)
-    except FileExistsError:  # another process was quicker: its file is as good
-        pass
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise
-        os.rename(new, path)  # a file system without links
 
 
 def open_file(path: Path, *, check: bool, migrations: Sequence[str]) -> sqlite3.Connection:

@@ -74,7 +74,7 @@ def check_reachable(tracking_uri: str) -> None:
         raise TrackingUnreachable(f"{tracking_uri} is a database in memory: nothing would be kept", OFF)
     if _is_http(tracking_uri):
         _ping(tracking_uri)
-    elif (path := _sqlite_path(tracking_uri)) is not None:
+    elif (path := sqlite_path(tracking_uri)) is not None:
         try:
             _open_database(path)
         except (OSError, sqlite3.DatabaseError) as error:
@@ -138,14 +138,14 @@ def _is_http(tracking_uri: str) -> bool:
     return tracking_uri.lower().startswith(("http://", "https://"))
 
 
-def _sqlite_path(tracking_uri: str) -> Path | None:
+def sqlite_path(tracking_uri: str) -> Path | None:
     path = tracking_uri.removeprefix("sqlite:///").partition("?")[0]
     return Path(path) if tracking_uri.startswith("sqlite:///") and path and path != ":memory:" else None
 
 
 def absolute(tracking_uri: str) -> str:
     """The URI with a database's path made absolute: it is kept, and read from other folders."""
-    path = _sqlite_path(tracking_uri)
+    path = sqlite_path(tracking_uri)
     if path is None:
         return tracking_uri
     _, mark, options = tracking_uri.partition("?")
@@ -154,5 +154,5 @@ def absolute(tracking_uri: str) -> str:
 
 def artifact_folder(tracking_uri: str) -> str | None:
     """Where artifacts go: beside the database, not in whatever folder this runs in; a server knows itself."""
-    path = _sqlite_path(tracking_uri)
+    path = sqlite_path(tracking_uri)
     return None if path is None else str(path.absolute().parent / "mlartifacts")

@@ -5,21 +5,34 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 from hpo.core.errors import TrackingUnreachable
+from hpo.stores.filesystems import put_in_place
+from hpo.tracking.mlflow.address import sqlite_path
 
 NOISY = ("mlflow", "alembic", "urllib3")  # loggers
 
 
 def quiet_client(tracking_uri: str) -> Any:
+    """An ``MlflowClient``; a database that is not there yet is made first, whole or not at all."""
     # Set before the import, which reads them. Workers inherit them, and that is as well.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow.tracking import MlflowClient
 
+    path = sqlite_path(tracking_uri)
+    if path is not None and not path.exists():
+        # MLflow makes its tables one by one: killed meanwhile, it could never again open what it left.
+        new = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
+            put_in_place(new, path)
+        finally:
+            new.unlink(missing_ok=True)
     return MlflowClient(tracking_uri)
 
 
