@@ -81,7 +81,7 @@ def test_ctrl_c_lets_the_running_trial_finish(project, at_work, until):
     command = at_work()
 
     command.signal(signal.SIGINT)
-    until(lambda: "finishing the running trials" in command.said(), "the first Ctrl-C to be heard")
+    until(lambda: "letting the running trials end" in command.said(), "the first Ctrl-C to be heard")
     assert states(project)[1] == "running"
     open_gate(project)
 
@@ -95,7 +95,7 @@ def test_ctrl_c_on_the_terminal_reaches_no_worker(project, at_work, until):
     command = at_work()
 
     os.killpg(command.pid, signal.SIGINT)  # what the terminal does
-    until(lambda: "finishing the running trials" in command.said(), "the first Ctrl-C to be heard")
+    until(lambda: "letting the running trials end" in command.said(), "the first Ctrl-C to be heard")
     open_gate(project)
 
     assert command.result().code == 130
@@ -107,7 +107,7 @@ def test_ctrl_c_on_the_terminal_reaches_no_worker(project, at_work, until):
 
 def interrupt_twice(command, until):
     command.signal(signal.SIGINT)
-    until(lambda: "finishing the running trials" in command.said(), "the first Ctrl-C to be heard")
+    until(lambda: "letting the running trials end" in command.said(), "the first Ctrl-C to be heard")
     command.signal(signal.SIGINT)
     return command.result()
 
@@ -118,7 +118,7 @@ def test_a_second_ctrl_c_hands_the_running_trial_back(project, at_work, until):
     result = interrupt_twice(command, until)
 
     assert result.code == 130, str(result)
-    assert "handing the running trials back" in result.stderr
+    assert "stopping the running trials" in result.stderr
     assert states(project) == {0: "completed", 1: "waiting"}
     open_gate(project)
     assert_goes_on_whole(project, result)
