@@ -12,13 +12,13 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hpo.core.errors import ClaimLost, OutsideSpace, StoreError, TrialPruned
-from hpo.core.files import ARTIFACTS, CHECKPOINT, LOG
+from hpo.core.files import ARTIFACTS, CHECKPOINT, LOG, is_below
 from hpo.core.plain import plain
 from hpo.core.trial import (
     Answer,
@@ -243,7 +243,7 @@ class _Checkpoints:
         for file in self._store.files(number):
             if file.name.startswith(CHECKPOINT):
                 name = file.name.removeprefix(CHECKPOINT)
-                if _is_below(name) and self._store.get_file(file.name, self._folder / name, number):
+                if is_below(name) and self._store.get_file(file.name, self._folder / name, number):
                     self._kept[name] = self._stamp(self._folder / name)
 
     def keep(self) -> None:
@@ -273,12 +273,6 @@ class _Checkpoints:
 def _name(path: Path, folder: Path) -> str:
     """The file's name below the folder; bytes that are no UTF-8 are shown as such."""
     return os.fsencode(path.relative_to(folder).as_posix()).decode(errors="backslashreplace")
-
-
-def _is_below(name: str) -> bool:
-    """Whether a name from a store stays in the folder it is put into."""
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts
 
 
 @contextlib.contextmanager

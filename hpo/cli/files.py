@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import click
 
 from hpo.cli.options import store_option
 from hpo.core.errors import UsageError
-from hpo.core.files import ARTIFACTS, LOG
+from hpo.core.files import ARTIFACTS, LOG, is_below
 from hpo.stores import Store, connect
 
 trial_argument = click.argument("trial", type=click.IntRange(0, 2**31))
@@ -42,8 +42,7 @@ def files(study: str, trial: int, store: str, to: Path | None) -> None:
             if to is None:
                 click.echo(f"{file.size:>12}  {name}")
                 continue
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts:
+            if not is_below(name):
                 raise UsageError(
                     f"the store names a file {name!r}", "was it edited by hand? nothing was copied"
                 )

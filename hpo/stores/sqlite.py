@@ -18,6 +18,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -158,14 +159,14 @@ class SqliteStore:
             held = _driver(self._one("SELECT driver FROM studies WHERE id = :study")["driver"])
             if held is not None and held != instead_of:
                 return held
-            self._do("UPDATE studies SET driver = :driver WHERE id = :study", driver=_dump(_fields(driver)))
+            self._do("UPDATE studies SET driver = :driver WHERE id = :study", driver=_dump(asdict(driver)))
             return driver
 
     def resign(self, driver: Driver) -> None:
         with self._writing():
             self._do(
                 "UPDATE studies SET driver = NULL WHERE id = :study AND driver = :driver",
-                driver=_dump(_fields(driver)),
+                driver=_dump(asdict(driver)),
             )
 
     def use_snapshot(self, sha256: str) -> None:
@@ -591,10 +592,6 @@ def _copy_hashed(source: Path, target: Path) -> tuple[str, int]:
 def _dump(value: Any) -> str:
     # In ASCII: a lone surrogate (part of a file name in an error, say) is no UTF-8.
     return json.dumps(value, separators=(",", ":"))
-
-
-def _fields(driver: Driver) -> dict[str, Any]:
-    return {"host": driver.host, "pid": driver.pid, "started": driver.started, "token": driver.token}
 
 
 def _driver(text: str | None) -> Driver | None:

@@ -9,7 +9,7 @@ import pytest
 from hpo.core.errors import ClaimLost, StoreFull, TrialPruned
 from hpo.core.trial import Answer, Completed, Failed, Kind, trial_seed
 from hpo.run import Run
-from hpo.worker import _is_below, _is_out_of_memory, judge
+from hpo.worker import _is_out_of_memory, judge
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_want_of_memory_is_told_from_other_errors(error: Exception, is_memory: b
     ("name", "is_below"), [("a/b", True), ("../a", False), ("/etc/a", False), ("a/../../b", False)]
 )
 def test_a_stored_name_stays_in_its_folder(name: str, is_below: bool) -> None:
-    assert _is_below(name) is is_below
+    assert is_below(name) is is_below
 
 
 def make_run(send) -> Run:  # type: ignore[no-untyped-def]
