@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hpo.core import files
 from hpo.core.errors import ClaimLost, StoreFull, TrialPruned
 from hpo.core.trial import Answer, Completed, Failed, Kind, trial_seed
 from hpo.run import Run
@@ -77,7 +78,7 @@ def test_want_of_memory_is_told_from_other_errors(error: Exception, is_memory: b
     ("name", "is_below"), [("a/b", True), ("../a", False), ("/etc/a", False), ("a/../../b", False)]
 )
 def test_a_stored_name_stays_in_its_folder(name: str, is_below: bool) -> None:
-    assert is_below(name) is is_below
+    assert files.is_below(name) is is_below
 
 
 def make_run(send) -> Run:  # type: ignore[no-untyped-def]
