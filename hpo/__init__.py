@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 from hpo.version import __version__
 
 if TYPE_CHECKING:
-    from hpo.core.errors import HpoError, TrialPruned
+    from hpo.core.errors import HpoError, TrialPruned, UsageError
     from hpo.run import Run
     from hpo.search.hyperopt import suggest
 
-__all__ = ["HpoError", "Run", "TrialPruned", "__version__", "suggest"]
+__all__ = ["HpoError", "Run", "TrialPruned", "UsageError", "__version__", "suggest"]
 
 _HOMES = {
     "HpoError": "hpo.core.errors",
     "TrialPruned": "hpo.core.errors",
+    "UsageError": "hpo.core.errors",
     "Run": "hpo.run",
     "suggest": "hpo.search.hyperopt",
 }

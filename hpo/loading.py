@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from hpo.core.errors import LoadError, UsageError
+from hpo.core.errors import HpoError, LoadError, UsageError
 
 if TYPE_CHECKING:
     from hpo.run import Run
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PYTHON_WORDS = {"True": True, "False": False, "None": None}
 ROOT_MARKERS = ("pyproject.toml", ".git")
+EXTRAS = {"mlflow": "ui"} | {n: n for n in ("torch", "keras", "tensorflow", "tensorboard", "sklearn")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +180,7 @@ def _run_file(root: Path, file: Path) -> ModuleType:
 
 
 def _how_to_install(module: str) -> str:
-    extra = {"torch": "torch", "sklearn": "sklearn", "mlflow": "ui"}.get(module.partition(".")[0])
+    extra = EXTRAS.get(module.partition(".")[0])
     return f"pip install 'hpo[{extra}]'" if extra else f"pip install {module}, or check its name"
 
 
@@ -247,9 +248,12 @@ def _share_out(
 
 
 def describe_exception(error: BaseException, root: Path) -> str:
-    """``ValueError: what it says (objectives/train.py:17)``, the place being the last one below ``root``."""
+    """``ValueError: what it says (objectives/train.py:17)``, the place being the last one below ``root``.
+    Of our own errors the hint, too: it says what to do."""
     text = traceback.format_exception_only(type(error), error)[-1]
     line = " ".join(text.split())
+    if isinstance(error, HpoError):
+        line = f"{type(error).__name__}: {error.message}" + (f" - {error.hint}" if error.hint else "")
     inside = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

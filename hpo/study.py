@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from hpo.core.errors import OutsideSpace, SpaceError, StoreError
-from hpo.core.files import LOG
+from hpo.core.files import CHECKPOINT, LOG
 from hpo.core.history import Array, History
 from hpo.core.trial import Changes, Failed, Kind, State, Trial
 from hpo.executors import Died, Executor
@@ -52,6 +52,10 @@ class Ending(Enum):
     FAILURES = auto()
 
 
+BeginRun = Callable[[int, str | None], str | None]
+"""``begin_run(number, instead_of)`` makes a trial's MLflow run, in place of an earlier attempt's; or None."""
+
+
 class Wish(Protocol):
     """What the person at the keyboard wants by now."""
 
@@ -73,7 +77,8 @@ class Study:
     """One driver's view of a study. `run` is the loop.
 
     Holds no more of an ended trial than its row in the history: memory grows by some hundred bytes a trial.
-    ``work_folder``: where this machine's workers keep their trials' files.
+    ``work_folder``: where this machine's workers keep their trials' files. ``begin_run``: makes the run that
+    a trial's objective may log to, where tracking has one beforehand.
     """
 
     store: Store
@@ -84,6 +89,7 @@ class Study:
     seed: int
     work_folder: Path
     observers: Sequence[Observer] = ()
+    begin_run: BeginRun | None = None
     clock: Callable[[], float] = time.monotonic
     history: History = field(init=False)
     failed: int = field(default=0, init=False)
@@ -196,6 +202,8 @@ class Study:
             number = min((n for n in offered if n not in self._submitted), default=None)
             if number is None:
                 number = self._propose()
+            elif self.begin_run is not None:
+                self._begin_again(number, self.begin_run)
             self._submitted.add(number)
             self.executor.submit(number)
 
@@ -210,10 +218,17 @@ class Study:
             params = self.space.readable(point)
         except SpaceError:  # an expression that fails at this point fails this trial, in its worker
             params = dict(point)
-        self.store.add(number, point, params)
+        self.store.add(number, point, params, self.begin_run(number, None) if self.begin_run else None)
         self._open[number] = _Open(row, State.WAITING)
         self._next_number += 1
         return number
+
+    def _begin_again(self, number: int, begin_run: BeginRun) -> None:
+        """A run for a trial that is offered again: the one it has, unless its curve begins anew there."""
+        trial = self.store.trial(number)
+        has_checkpoint = any(file.name.startswith(CHECKPOINT) for file in self.store.files(number))
+        if trial.run_id is None or (trial.epochs and not has_checkpoint):
+            self.store.track(number, begin_run(number, trial.run_id))
 
     def _lost(self, died: Died) -> None:
         if died.number is not None:

@@ -148,6 +148,18 @@ class StoreContract:
         assert claim.point == point
         assert isinstance(claim.point["k"], int)
 
+    def test_a_claim_brings_the_run_that_was_made_for_the_trial(self, store: Store) -> None:
+        store.add(0, {}, {}, "first")
+        _add(store, 1)
+
+        claim, without = _claimed(store, 0), _claimed(store, 1)
+        store.release(claim)
+        store.track(0, "second")
+        again = _claimed(store, 0)
+
+        assert (claim.run_id, again.run_id, without.run_id) == ("first", "second", None)
+        assert [trial.run_id for trial in store.trials()] == ["second", None]
+
     def test_trials_are_claimed_in_their_order_each_once(self, store: Store) -> None:
         for number in (0, 1, 2):
             _add(store, number)

@@ -6,19 +6,21 @@ import contextlib
 import math
 import os
 import random
+import re
 import shutil
 import sys
 import time
 import traceback
+import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hpo.core.errors import ClaimLost, OutsideSpace, StoreError, TrialPruned
-from hpo.core.files import ARTIFACTS, CHECKPOINT, LOG, is_below
+from hpo.core.files import ARTIFACTS, CHECKPOINT, LOG, TRACKED, is_below
 from hpo.core.plain import plain
 from hpo.core.trial import (
     Answer,
@@ -30,12 +32,15 @@ from hpo.core.trial import (
     Pruned,
     trial_seed,
 )
+from hpo.diagnosis.epochs import Evidence, diagnose
 from hpo.keeper import Keeper
 from hpo.loading import Task, describe_exception
 from hpo.run import Run, complain
 from hpo.stores import Store
+from hpo.training.hardware import Monitor
 
 REASON_CHARACTERS = 2000
+RUN_ID = re.compile(r"\w{1,64}")  # as MLflow writes them
 FINISH_RETRY_SECONDS = (0.1, 0.5, 2.0, 5.0, 10.0)  # how long a result waits for a store that fails
 
 
@@ -46,6 +51,7 @@ class Workplace:
     ``worker``: its name, unlike any other's. ``folder``: where trials keep their files meanwhile.
     ``code``: the root of the code that runs, to name places in it. ``is_apart``: whether the worker is a
     process of its own; then prints go to the trial's log, and Ctrl-C is none of its business.
+    ``tracking_uri``: the MLflow server on which the driver makes trials' runs, if there is one.
     """
 
     worker: str
@@ -54,6 +60,7 @@ class Workplace:
     study_seed: int
     gpus: tuple[str, ...] = ()
     is_apart: bool = True
+    tracking_uri: str | None = None
 
 
 def run_one(
@@ -114,12 +121,17 @@ def _run_claimed(
         return store.report(claim, epoch, loss, metrics, time=when)
 
     run.send = send
-    with _as_it_was(), _captured(log) if place.is_apart else contextlib.nullcontext():
-        outcome = _execute(task, claim, run, place)
+    tracked = folder / "mlflow"
+    captured = _captured(log) if place.is_apart else contextlib.nullcontext()
+    with _as_it_was(), captured, _tracking(claim, place, tracked):
+        with Monitor(place.gpus) as monitor:
+            run.system = monitor.take
+            outcome = _execute(task, claim, run, place)
+        outcome = _timed(outcome, run, monitor)
     if keeper:
         keeper.watch(claim, log, is_timed=False)  # it has returned: storing what it left may take its time
     run.flush()
-    _keep_files(store, claim, run.directory, log)
+    _keep_files(store, claim, run.directory, log, tracked)
     _finish(store, claim, outcome)
 
 
@@ -156,6 +168,24 @@ def _execute(task: Task, claim: Claim, run: Run, place: Workplace) -> Outcome:
             # A child that the objective forked has come back here: the trial is its parent's.
             _flush()
             os._exit(0)
+
+
+def _timed(outcome: Outcome, run: Run, monitor: Monitor) -> Outcome:
+    """The outcome with where its epochs' time went, unless the objective told that itself."""
+    if isinstance(outcome, Failed) or "epoch_time" in outcome.result:
+        return outcome
+    try:
+        epoch_time = run.clock.summary()
+        if epoch_time is None:
+            return outcome
+        epoch_time["gpu"] = monitor.gpu()
+        cause, advice = diagnose(Evidence.of(epoch_time, gpus=run.gpus))
+        return replace(
+            outcome, result={**outcome.result, "epoch_time": epoch_time | {"cause": cause, "advice": advice}}
+        )
+    except Exception as error:  # a clock is no reason to lose a training
+        complain(f"the epochs of trial {run.number} are not explained: {type(error).__name__}: {error}")
+        return outcome
 
 
 def judge(returned: Any) -> Outcome:
@@ -217,18 +247,30 @@ def _finish(store: Store, claim: Claim, outcome: Outcome) -> None:
     store.finish(claim, outcome)
 
 
-def _keep_files(store: Store, claim: Claim, artifacts: Path, log: Path) -> None:
+def _keep_files(store: Store, claim: Claim, artifacts: Path, log: Path, tracked: Path) -> None:
     files = {
         ARTIFACTS + _name(path, artifacts): path for path in sorted(artifacts.rglob("*")) if path.is_file()
     }
     if log.exists() and log.stat().st_size:
         files[LOG] = log
-    if files:
-        try:
+    try:
+        if any(tracked.glob("*/*/meta.yaml")):  # a run: MLflow makes the folder itself at every question
+            files[TRACKED] = pack(tracked)
+        if files:
             store.put_files(files, claim.number, claim=claim)
-        except (OSError, StoreError) as error:
-            # The loss is worth more than the files.
-            complain(f"the files of trial {claim.number} could not be kept: {error}")
+    except (OSError, StoreError) as error:
+        # The loss is worth more than the files.
+        complain(f"the files of trial {claim.number} could not be kept: {error}")
+
+
+def pack(folder: Path) -> Path:
+    """The folder as an archive beside it. Not compressed: what unpacks it need not fear how large it gets."""
+    archive = folder.with_suffix(".zip")
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED, strict_timestamps=False) as packed:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() or path.is_dir():  # MLflow looks for empty folders, too
+                packed.write(path, _name(path, folder))
+    return archive
 
 
 class _Checkpoints:
@@ -289,9 +331,37 @@ def _as_it_was() -> Iterator[None]:
         if dict(os.environ) != environment:
             os.environ.clear()
             os.environ.update(environment)
-        if "mlflow" in sys.modules:  # a run that it left open would be the next trial's, too
+
+
+@contextlib.contextmanager
+def _tracking(claim: Claim, place: Workplace, folder: Path) -> Iterator[None]:
+    """What the objective logs to MLflow itself goes to this folder, or live to the run that the driver has
+    made for the trial on a server; never beside the user's files, and to no other trial's run."""
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):  # of whatever this process was started in
+        os.environ.pop(name, None)
+    if claim.run_id is not None and place.tracking_uri is not None and RUN_ID.fullmatch(claim.run_id):
+        os.environ |= {"MLFLOW_TRACKING_URI": place.tracking_uri, "MLFLOW_RUN_ID": claim.run_id}
+    else:
+        # MLflow's file store: plain files, made in milliseconds, where a database takes a second.
+        os.environ |= {"MLFLOW_TRACKING_URI": str(folder), "MLFLOW_ALLOW_FILE_STORE": "true"}
+    _forget_experiment()
+    try:
+        yield
+    finally:
+        if mlflow := sys.modules.get("mlflow"):
+            # A run that was left open would be the next trial's, too.
             with contextlib.suppress(Exception):
-                sys.modules["mlflow"].end_run()
+                mlflow.flush_async_logging()
+            with contextlib.suppress(Exception):
+                while mlflow.active_run() is not None:
+                    mlflow.end_run()
+        _forget_experiment()
+
+
+def _forget_experiment() -> None:
+    """mlflow remembers the id that set_experiment found; in another trial's folder there is no such one."""
+    if fluent := sys.modules.get("mlflow.tracking.fluent"):
+        vars(fluent)["_active_experiment_id"] = None
 
 
 @contextlib.contextmanager

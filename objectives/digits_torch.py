@@ -34,8 +34,7 @@ def train(params, run, *, epochs):
     fitted = fit(
         run,
         model,
-        data.train,
-        data.validation,
+        data,
         epochs=epochs,
         batch_size=params["batch_size"],
         optimizer=optimizer,

@@ -19,7 +19,7 @@ from hpo.version import __version__
 COMMANDS = {
     "optimize": ("hpo.cli.optimize", "Search for the best parameters of a training function."),
     "show": ("hpo.cli.show", "List studies, a study's trials, or one trial."),
-    "best": ("hpo.cli.show", "Print the best trial of a study."),
+    "best": ("hpo.cli.best", "Print the best trial of a study."),
     "log": ("hpo.cli.files", "Print what a trial printed, its traceback too."),
     "files": ("hpo.cli.files", "List a trial's files, or copy them to a folder."),
     "space": ("hpo.cli.space", "Check and draw a search space."),

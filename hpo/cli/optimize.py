@@ -10,7 +10,8 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from hpo.launch import Driven
     from hpo.study import Ending, Limits
     from hpo.tracking.mlflow import MlflowObserver
+    from hpo.tracking.tensorboard import TensorBoardObserver
 
 
 @click.command(
@@ -93,6 +95,16 @@ if TYPE_CHECKING:
     "--experiment", envvar="MLFLOW_EXPERIMENT_NAME", help="MLflow's experiment.  [default: the study's name]"
 )
 @click.option(
+    "--tensorboard",
+    is_flag=True,
+    help="Write TensorBoard's event files, to tensorboard/STUDY beside the store.",
+)
+@click.option(
+    "--tensorboard-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The same, to this folder.",
+)
+@click.option(
     "--take-over",
     is_flag=True,
     help="Drive the study although another host's hpo seems to: only if that one is dead.",
@@ -113,6 +125,8 @@ def optimize(
     inline: bool,
     tracking_uri: str | None,
     experiment: str | None,
+    tensorboard: bool,
+    tensorboard_dir: Path | None,
     as_json: bool,
     trial_timeout: float | None,
     **asked: Any,
@@ -129,7 +143,15 @@ def optimize(
         raise click.UsageError("--max-failures is a share from 0 to 1")
     if max_evals is None and timeout is None:
         raise click.UsageError("say when to stop: --max-evals 100, or --timeout 2h")
-    how = How(worker_slots(workers, gpus), isolate, inline, tracking_uri, experiment)
+    how = How(
+        worker_slots(workers, gpus),
+        isolate,
+        inline,
+        tracking_uri,
+        experiment,
+        tensorboard or tensorboard_dir is not None,
+        tensorboard_dir,
+    )
     if inline and (len(how.slots) > 1 or gpus or isolate or trial_timeout):
         raise click.UsageError(
             "--inline runs one trial at a time here: no --workers, --gpus, --isolate, --trial-timeout"
@@ -183,6 +205,8 @@ class How:
     inline: bool
     tracking_uri: str | None
     experiment: str | None
+    tensorboard: bool
+    tensorboard_folder: Path | None
 
 
 def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_json: bool) -> int:
@@ -193,6 +217,7 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
     from hpo.tracking.progress import Progress
 
     identity, store, before = driven.identity, driven.store, driven.store.best()
+    tensorboard = _tensorboard(driven, how)
     mlflow = _mlflow(driven, how)
     progress = Progress(
         Console(stderr=True),
@@ -225,13 +250,17 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
                     limits=limits,
                     seed=identity.seed,
                     work_folder=driven.settings.work_folder,
-                    observers=[progress, *([mlflow] if mlflow else [])],
+                    observers=[one for one in (progress, mlflow, tensorboard) if one is not None],
+                    begin_run=mlflow.begin if mlflow else None,
                 )
                 ending = study.run(interrupts)
         finally:
             with contextlib.suppress(StoreError):  # if it is what has failed, the next driver does it
                 store.recall()
             progress.close()
+            if tensorboard is not None:
+                tensorboard.close()
+                progress.say(f"TensorBoard: tensorboard --logdir {shlex.quote(str(tensorboard.folder))}")
             if ending is None:  # an error passes through here: say at least how to go on
                 _close(mlflow, ending, progress.say)
                 _say_how_to_go_on(driven, mlflow, progress.say)
@@ -251,15 +280,29 @@ def _mlflow(driven: Driven, how: How) -> MlflowObserver | None:
     return MlflowObserver(store, driven.identity.study, uri, how.experiment)
 
 
+def _tensorboard(driven: Driven, how: How) -> TensorBoardObserver | None:
+    from hpo.tracking.tensorboard import TensorBoardObserver
+
+    if not how.tensorboard:
+        return None
+    beside = Path(driven.settings.store.removeprefix("sqlite:///")).parent / "tensorboard"
+    return TensorBoardObserver(driven.store, how.tensorboard_folder or beside / driven.identity.study)
+
+
 def _executor(driven: Driven, how: How) -> Executor:
+    from hpo.tracking.mlflow import is_http
+
+    settings = driven.settings
+    if how.tracking_uri and is_http(how.tracking_uri):
+        settings = replace(settings, tracking_uri=how.tracking_uri)
     if how.inline:
         from hpo.executors.inline import InlineExecutor
         from hpo.executors.processes import worker_name
 
-        return InlineExecutor(driven.store, driven.task, driven.settings, worker_name(os.getpid()))
+        return InlineExecutor(driven.store, driven.task, settings, worker_name(os.getpid()))
     from hpo.executors.processes import ProcessExecutor
 
-    return ProcessExecutor(driven.settings, how.slots, isolate=how.isolate)
+    return ProcessExecutor(settings, how.slots, isolate=how.isolate)
 
 
 def _close(mlflow: MlflowObserver | None, ending: Ending | None, say: Callable[[str], None]) -> None:

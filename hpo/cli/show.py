@@ -1,10 +1,10 @@
-"""`hpo show` and `hpo best`: what the store knows."""
+"""`hpo show`: what the store knows."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,12 +12,13 @@ import click
 
 from hpo.cli.files import log_of
 from hpo.cli.options import echo_json, json_option, store_option
-from hpo.core.errors import NoTrialSucceeded, UsageError
+from hpo.core.errors import UsageError
 from hpo.core.plain import flat, printable
-from hpo.core.trial import Trial
+from hpo.core.trial import Report, Trial
 from hpo.stores import Catalog, Store, connect
 
 LOG_LINES = 12  # of a failed trial
+MIN_WIDTH = 12  # of a table's last column
 SORTS = ("loss", "number", "seconds", "started", "state")
 
 
@@ -52,27 +53,6 @@ def show(
             _show_trial(catalog.open(study), trial, as_json)
 
 
-@click.command(epilog="\b\nExample:\n  hpo best digits_mlp --json")
-@click.argument("study")
-@store_option
-@json_option
-def best(study: str, store: str, as_json: bool) -> None:
-    """Print the trial of lowest loss of STUDY and its parameters.
-
-    With --json, a document with `trial`, `loss` and `params`.
-    """
-    with contextlib.closing(connect(store)) as catalog:
-        found = catalog.open(study).best()
-    if found is None:
-        raise NoTrialSucceeded(f"study {study!r} has no completed trial", f"see why: hpo show {study}")
-    if as_json:
-        echo_json({"trial": found.number, "loss": found.loss, "params": found.params})
-        return
-    click.echo(f"trial {found.number}, loss {found.loss:.6g}")
-    for name, value in flat(found.params).items():
-        click.echo(printable(f"{name} = {value}"))
-
-
 def _show_studies(catalog: Catalog, as_json: bool) -> None:
     rows: list[dict[str, Any]] = []
     for name in catalog.names():
@@ -105,13 +85,18 @@ def _show_trials(store: Store, sort: str, limit: int | None, as_json: bool) -> N
         echo_json([document(trial) for trial in trials])
         return
     shown = trials[:limit]
-    table = _table(["trial", "state", "loss", "seconds", "parameters or error"], is_cut=sys.stdout.isatty())
+    timed = ["epoch s", "cause"] if any(_epoch_time(trial) for trial in shown) else []
+    columns = ["trial", "state", "loss", "seconds", *timed, "parameters or error"]
+    table = _table(columns, is_cut=sys.stdout.isatty())
     for trial in shown:
         what = " ".join(f"{name}={_short(value)}" for name, value in flat(trial.params).items())
         if trial.error is not None:
             what = f"{trial.error.kind}: {trial.error.reason}"
-        numbers = (str(trial.number), trial.state, _short(trial.loss), _short(trial.seconds))
-        table.add_row(*numbers, printable(what))
+        cells = [str(trial.number), trial.state, _short(trial.loss), _short(trial.seconds, 4)]
+        if timed:
+            times = _epoch_time(trial)
+            cells += [_short(times.get("median_epoch"), 3), printable(_short(times.get("cause")))]
+        table.add_row(*cells, printable(what))
     _print(table)
     if len(trials) > len(shown):
         click.echo(f"{len(trials) - len(shown)} more: --all, or --limit N")
@@ -135,16 +120,18 @@ def _show_trial(store: Store, number: int, as_json: bool) -> None:
     if trial.error is not None:
         lines["error"] = f"{trial.error.kind}: {trial.error.reason}"
     lines |= {f"  {name}": value for name, value in flat(trial.params).items()}
-    lines |= {f"result.{name}": value for name, value in flat(trial.result).items()} if trial.result else {}
+    lines |= _times(_epoch_time(trial)) | _data(trial.result.get("dataset"))
+    result = {name: value for name, value in trial.result.items() if name not in ("epoch_time", "dataset")}
+    lines |= {f"result.{name}": value for name, value in flat(result).items()} if result else {}
     width = max(len(name) for name in lines)
     for name, value in lines.items():
         click.echo(f"{name:<{width}}  {'-' if value is None else printable(str(value))}")
     if reports := store.reports(number):
-        names = sorted({name for report in reports for name in report.metrics})[:6]
+        names = _headline(reports)
         table = _table(["epoch", "loss", *names])
         for report in reports:
             values = [report.loss, *(report.metrics.get(name) for name in names)]
-            table.add_row(str(report.epoch), *(_short(value) for value in values))
+            table.add_row(str(report.epoch), *(_short(value, 4) for value in values))
         _print(table)
     if trial.error is not None and (log := log_of(store, number)):
         click.echo(f"the end of its log (all of it: hpo log {store.study} {number}):")
@@ -152,6 +139,45 @@ def _show_trial(store: Store, number: int, as_json: bool) -> None:
             click.echo(f"  {printable(line)}")
     if files := store.files(number):
         click.echo(printable("files: " + ", ".join(f"{file.name} ({file.size} bytes)" for file in files)))
+
+
+def _epoch_time(trial: Trial) -> dict[str, Any]:
+    """The trial's `epoch_time`; empty where it has none, or somebody returned another thing by that name."""
+    found = trial.result.get("epoch_time")
+    return found if isinstance(found, dict) else {}
+
+
+def _times(times: dict[str, Any]) -> dict[str, Any]:
+    """Where an epoch's time went, in lines for people."""
+    if not times:
+        return {}
+    shares = times.get("shares")
+    parts = shares.items() if isinstance(shares, dict) else ()
+    median, first = _short(times.get("median_epoch"), 3), _short(times.get("first_epoch"), 3)
+    return {
+        "epochs": times.get("epochs"),
+        "epoch": f"{median} s (the first {first} s)",
+        "of it": ", ".join(f"{name} {share:.0%}" for name, share in parts if isinstance(share, float | int)),
+        "cause": times.get("cause"),
+        "advice": times.get("advice") or None,
+    }
+
+
+def _data(dataset: Any) -> dict[str, Any]:
+    """What it was trained on, in a line."""
+    if not isinstance(dataset, dict):
+        return {}
+    parts = dataset.get("examples")
+    counts = ", ".join(f"{part} {count}" for part, count in parts.items()) if isinstance(parts, dict) else ""
+    return {"data": f"{dataset.get('name')} ({counts})" + (f" {d}" if (d := dataset.get("digest")) else "")}
+
+
+def _headline(reports: Sequence[Report], most: int = 3) -> list[str]:
+    """The metrics to show of each epoch: as they were told first, those of classes and machines left out."""
+    names = dict.fromkeys(name for report in reports for name in report.metrics)
+    told = [name for name in names if "/" not in name] or list(names)
+    timed = [name for name in ("time/epoch_seconds",) if name in names]
+    return list(dict.fromkeys([*told[:most], *timed]))
 
 
 def document(trial: Trial) -> dict[str, Any]:
@@ -201,10 +227,10 @@ def _iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
-def _short(value: Any) -> str:
+def _short(value: Any, digits: int = 6) -> str:
     if value is None:
         return "-"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 def _table(columns: Iterable[str], *, is_cut: bool = False) -> Any:
@@ -212,7 +238,7 @@ def _table(columns: Iterable[str], *, is_cut: bool = False) -> Any:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     *narrow, wide = columns
     for column in narrow:
         table.add_column(column, no_wrap=True)
@@ -222,7 +248,15 @@ def _table(columns: Iterable[str], *, is_cut: bool = False) -> Any:
 
 def _print(table: Any) -> None:
     from rich.console import Console
+    from rich.measure import Measurement
 
     # Piped, a table is as wide as it needs to be: nothing is cut or wrapped for grep.
-    width = None if sys.stdout.isatty() else 100_000
-    Console(highlight=False, markup=False, emoji=False, width=width).print(table)
+    console = Console(
+        highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 100_000
+    )
+    # On a terminal the last column alone gives way.
+    last = table.columns[-1]
+    last.max_width = 0
+    narrow = Measurement.get(console, console.options, table).maximum
+    last.max_width = max(console.width - narrow, MIN_WIDTH)
+    console.print(table)

@@ -73,6 +73,12 @@ class NoTrialSucceeded(HpoError):
     exit_code = ExitCode.NO_SUCCESS
 
 
+class TrainingFailed(HpoError):
+    """The training of a winner ended without a loss."""
+
+    exit_code = ExitCode.NO_SUCCESS
+
+
 class StoreError(HpoError):
     """The store can't be used."""
 

@@ -4,6 +4,7 @@ from pathlib import PurePosixPath
 
 LOG = "log.txt"  # what a trial printed
 ARTIFACTS = "artifacts/"  # what it left in run.directory
+TRACKED = "mlflow.zip"  # what its objective logged to MLflow itself, to be copied into the trial's run
 CHECKPOINT = "checkpoint/"  # what it left in run.checkpoint_directory, while it has not ended
 
 

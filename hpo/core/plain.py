@@ -68,6 +68,14 @@ def without_nonfinite(value: Any) -> Any:
     return value
 
 
+def as_float(value: Any) -> float:
+    """The number as a float, infinite where it is an int beyond every float."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
 def flat(params: Any, prefix: str = "") -> dict[str, Any]:
     """Nested parameters under dotted names: ``{"conv": {"num_blocks": 2}}`` is ``{"conv.num_blocks": 2}``.
 

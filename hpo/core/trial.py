@@ -80,7 +80,8 @@ class Trial:
     ``params``: what a person reads (choices as values), JSON only. ``result``: what the objective
     returned besides its loss. ``attempts``: claims so far. ``epochs``: epochs reported.
     ``started``, ``ended``: Unix seconds of the last attempt. ``snapshot``: hash of the code that ran.
-    ``revision``: the store's counter at the last change.
+    ``revision``: the store's counter at the last change. ``run_id``: the MLflow run made for it beforehand,
+    on a server.
     """
 
     number: int
@@ -98,6 +99,7 @@ class Trial:
     started: float | None = None
     ended: float | None = None
     snapshot: str | None = None
+    run_id: str | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -122,13 +124,15 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A worker's right to run one trial. ``token`` tells this claim from every other, earlier or later."""
+    """A worker's right to run one trial. ``token`` tells this claim from every other, earlier or later.
+    ``run_id``: the MLflow run that its objective may log to, on a server."""
 
     number: int
     token: str
     attempt: int
     worker: str
     point: Point
+    run_id: str | None = None
 
 
 class Answer(StrEnum):

@@ -25,6 +25,7 @@ class InlineExecutor:
             code=Path(settings.code),
             study_seed=settings.study_seed,
             is_apart=False,
+            tracking_uri=settings.tracking_uri,
         )
         self._submitted: list[int] = []
 

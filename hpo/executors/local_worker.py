@@ -36,6 +36,12 @@ def main() -> None:
         timeout_seconds=settings.timeout_seconds,
         lifeline=first["lifeline"],
     )
+    # The driver alone writes to its database. What the file itself asks of MLflow, outside of every trial,
+    # goes where the next driver clears away.
+    os.environ |= {
+        "MLFLOW_TRACKING_URI": str(settings.work_folder / "trials" / f"mlflow-{os.getpid()}"),
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+    }
     try:
         code = Path(settings.code)
         task = load(EntryPoint(code, Path(settings.file), settings.name), settings.arguments)
@@ -51,10 +57,9 @@ def main() -> None:
     store = connect(settings.store).open(settings.study)
     gpus = tuple(first["gpus"])
     store.announce(name, {"host": socket.gethostname(), "pid": os.getpid(), "gpus": gpus})
-    if not os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
-        # The driver alone writes to its database: what objectives log themselves goes to one of the worker's.
-        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{settings.work_folder}/mlflow-{os.getpid()}.db"
-    place = Workplace(name, settings.work_folder, code, settings.study_seed, gpus)
+    place = Workplace(
+        name, settings.work_folder, code, settings.study_seed, gpus, tracking_uri=settings.tracking_uri
+    )
     _say(channel, ready=name)
     for line in lines:
         number = json.loads(line)["run"]

@@ -19,7 +19,8 @@ class WorkerSettings:
 
     ``code``: the folder with the unpacked snapshot; ``file`` and ``name``: the entry point below it;
     ``fingerprint``: of the driver's space, which must be the worker's, too; ``arguments``: what --set
-    says; ``folder``: where trials keep their files meanwhile.
+    says; ``folder``: where trials keep their files meanwhile; ``tracking_uri``: the MLflow server on which
+    trials' runs are made beforehand, if there is one.
     """
 
     store: str
@@ -33,6 +34,7 @@ class WorkerSettings:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     lease_seconds: float = 30.0
     timeout_seconds: float | None = None
+    tracking_uri: str | None = None
 
     @property
     def work_folder(self) -> Path:

@@ -71,8 +71,12 @@ class Store(Protocol):
         """Keep a small JSON value with the study: where MLflow is, which revision it has reached."""
 
     # --- the driver's side of trials
-    def add(self, number: int, point: Point, params: Mapping[str, Any]) -> None:
-        """A new waiting trial. ``params`` is for people to read; workers compute theirs from the point."""
+    def add(self, number: int, point: Point, params: Mapping[str, Any], run_id: str | None = None) -> None:
+        """A new waiting trial. ``params`` is for people to read; workers compute theirs from the point.
+        ``run_id``: the MLflow run made for it, which every claim on it carries."""
+
+    def track(self, number: int, run_id: str | None) -> None:
+        """From the trial's next claim on, this is its MLflow run. No revision: nobody needs to be told."""
 
     def lose(self, worker: str, failure: Failed, retries: int) -> list[int]:
         """The worker is dead: each trial it held is offered again, or failed when more than ``retries``

@@ -183,16 +183,25 @@ class SqliteStore:
 
     # --- the driver's side of trials
 
-    def add(self, number: int, point: Point, params: Mapping[str, Any]) -> None:
+    def add(self, number: int, point: Point, params: Mapping[str, Any], run_id: str | None = None) -> None:
         with self._writing():
             self._do(
-                "INSERT INTO trials (study, number, state, point, params, created, revision)"
-                " VALUES (:study, :number, 'waiting', :point, :params, :now, :revision)",
+                "INSERT INTO trials (study, number, state, point, params, created, revision, run_id)"
+                " VALUES (:study, :number, 'waiting', :point, :params, :now, :revision, :run_id)",
                 number=number,
                 point=_dump(dict(point)),
                 params=_dump(params),
                 now=time.time(),
                 revision=self._next_revision(),
+                run_id=run_id,
+            )
+
+    def track(self, number: int, run_id: str | None) -> None:
+        with self._writing():
+            self._do(
+                "UPDATE trials SET run_id = :run_id WHERE study = :study AND number = :number",
+                run_id=run_id,
+                number=number,
             )
 
     def lose(self, worker: str, failure: Failed, retries: int) -> list[int]:
@@ -234,7 +243,7 @@ class SqliteStore:
         wanted = "" if number is None else "AND number = :number"
         with self._writing():
             row = self._one(
-                "SELECT number, point, attempts FROM trials"
+                "SELECT number, point, attempts, run_id FROM trials"
                 f" WHERE study = :study AND state = 'waiting' {wanted} ORDER BY number LIMIT 1",
                 number=number,
             )
@@ -246,6 +255,7 @@ class SqliteStore:
                 attempt=row["attempts"] + 1,
                 worker=worker,
                 point=json.loads(row["point"]),
+                run_id=row["run_id"],
             )
             self._do(
                 "UPDATE trials SET state = 'running', worker = :worker, token = :token, beats = 0, stop = 0,"
@@ -662,6 +672,7 @@ def _read_trial(row: sqlite3.Row) -> Trial:
         started=row["started"],
         ended=row["ended"],
         snapshot=row["snapshot"],
+        run_id=row["run_id"],
     )
 
 

@@ -99,7 +99,7 @@ CREATE TABLE workers (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = ()
+MIGRATIONS: tuple[str, ...] = ("ALTER TABLE trials ADD COLUMN run_id TEXT",)  # 2: the trial's MLflow run
 """MIGRATIONS[v - 1] turns a store of schema v into v + 1; each runs in the same transaction as the rest."""
 
 
@@ -135,7 +135,7 @@ def create_file(path: Path, *, schema_version: int, migrations: Sequence[str]) -
             connection = sqlite3.connect(new, isolation_level=None)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.executescript("BEGIN;" + SCHEMA + "".join(migrations) + "COMMIT;")
+            connection.executescript("BEGIN;" + SCHEMA + "".join(f"{m};" for m in migrations) + "COMMIT;")
             connection.execute(f"PRAGMA user_version = {schema_version}")
             connection.close()
             put_in_place(new, path)

@@ -22,7 +22,7 @@ from hpo.core.errors import (
 from hpo.core.trial import Completed
 from hpo.stores import connect
 from hpo.stores.sqlite import SqliteCatalog, SqliteStore
-from hpo.stores.sqlite_file import files_folder
+from hpo.stores.sqlite_file import MIGRATIONS, files_folder
 from hpo.testing import IDENTITY, FakeClock, StoreContract
 
 
@@ -159,6 +159,7 @@ def test_a_newer_store_is_refused_unchanged(path: Path) -> None:
 def test_an_older_store_is_migrated_with_what_it_holds(path: Path) -> None:
     with_trials(path, 3)
     migrations = (
+        *MIGRATIONS,
         "ALTER TABLE studies ADD COLUMN owner TEXT; UPDATE studies SET owner = 'me'",
         "ALTER TABLE trials ADD COLUMN cost REAL",
     )
@@ -167,17 +168,36 @@ def test_an_older_store_is_migrated_with_what_it_holds(path: Path) -> None:
         assert len(list(catalog.open("digits").trials())) == 3
 
     with closing(sqlite3.connect(path)) as after:
-        assert after.execute("PRAGMA user_version").fetchone() == (3,)
+        assert after.execute("PRAGMA user_version").fetchone() == (1 + len(migrations),)
         assert after.execute("SELECT owner FROM studies").fetchone() == ("me",)
     with pytest.raises(StoreNewer):
         connect(url(path))
+
+
+def test_a_store_of_the_first_schema_is_opened(path: Path) -> None:
+    with closing(SqliteCatalog(url(path), create=True, migrations=())) as catalog:
+        catalog._connection.execute(
+            "INSERT INTO studies (name, identity, created) VALUES ('digits', '{}', 0.0)"
+        )
+        catalog._connection.execute(
+            "INSERT INTO trials (study, number, state, point, params, created, revision)"
+            " VALUES (1, 0, 'waiting', '{}', '{}', 0.0, 1)"
+        )
+
+    with closing(connect(url(path))) as catalog:
+        store = catalog.open("digits")
+        store.track(0, "abc")
+
+        assert store.claim("w", 0).run_id == "abc"
 
 
 def test_a_migration_that_fails_leaves_the_store_as_it_was(path: Path) -> None:
     with_trials(path, 3)
 
     with pytest.raises(Exception, match="no such table"):
-        SqliteCatalog(url(path), migrations=("ALTER TABLE studies ADD COLUMN a TEXT; DROP TABLE nowhere",))
+        SqliteCatalog(
+            url(path), migrations=(*MIGRATIONS, "ALTER TABLE studies ADD COLUMN a TEXT; DROP TABLE nowhere")
+        )
 
     with closing(connect(url(path))) as catalog:
         assert len(list(catalog.open("digits").trials())) == 3

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import logging
 import math
 import os
@@ -137,7 +138,9 @@ def everything(client, location):
         is_retried = int(tags.get("hpo.attempts", 1)) > 1
         start = None if is_retried else run.info.start_time  # of the attempt that began the run
         paths = sorted(info.path for info in client.list_artifacts(run.info.run_id))
-        shown[number] = (run.info.status, start, run.info.end_time, tags, run.data.params, histories, paths)
+        data = [one.dataset.digest for one in run.inputs.dataset_inputs]
+        times = (start, run.info.end_time)
+        shown[number] = (run.info.status, *times, tags, run.data.params, histories, paths, data)
     return shown
 
 
@@ -223,6 +226,135 @@ def test_the_last_loss_is_the_one_the_objective_returned(store, uri, client, exp
     assert curve(client, runs[0].info.run_id, "loss") == [(0, 0.9), (1, 0.5), (2, 0.7), (3, 0.5)]
     assert curve(client, runs[1].info.run_id, "loss") == [(0, 0.25)]
     assert [runs[n].data.metrics["loss"] for n in (0, 1)] == [0.5, 0.25]
+
+
+EPOCH_TIME = {
+    "epochs": 5,
+    "median_epoch": 0.25,
+    "shares": {"data": 0.75},
+    "gpu": None,
+    "cause": "input_bound",
+    "advice": "more loader workers",
+}
+DATASET = {
+    "name": "digits",
+    "digest": "0123456789abcdef",
+    "examples": {"train": 1257},
+    "class_names": ["0", "1"],
+    "source": "scikit-learn",
+}
+
+
+def test_cause_and_seconds_an_epoch_can_be_columns(store, uri, client, experiment):
+    run(store, 0, outcome=Completed(0.5, {"epoch_time": EPOCH_TIME}))
+
+    location = catch_up(store, uri, experiment)
+
+    child = children(client, location)[0]
+    assert (child.data.tags["hpo.cause"], child.data.tags["hpo.advice"]) == (
+        "input_bound",
+        "more loader workers",
+    )
+    assert child.data.metrics.keys() - {"loss", "seconds"} == {
+        "epoch_seconds",
+        "epoch_time/epochs",
+        "epoch_time/shares.data",
+    }
+    assert child.data.metrics["epoch_seconds"] == 0.25
+
+
+def test_the_data_set_is_an_input_of_the_trials_and_once_of_the_study(store, uri, client, experiment):
+    for number in range(3):
+        run(store, number, outcome=Completed(0.5, {"dataset": DATASET}))
+    catch_up(store, uri, experiment)
+    store.note("mlflow", None)
+
+    location = catch_up(store, uri, experiment)
+
+    for shown in (client.get_run(location.run_id), *children(client, location).values()):
+        [used] = shown.inputs.dataset_inputs
+        assert (used.dataset.name, used.dataset.digest) == ("digits", "0123456789abcdef")
+        assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "training")]
+        assert json.loads(used.dataset.profile)["examples"] == {"train": 1257}
+
+
+@pytest.mark.parametrize(
+    "odd", [{"dataset": 3, "epoch_time": 4}, {"dataset": {"name": None}, "epoch_time": {}}]
+)
+def test_a_result_that_uses_these_names_otherwise_is_taken(store, uri, client, experiment, odd):
+    run(store, 0, outcome=Completed(0.5, odd))
+
+    location = catch_up(store, uri, experiment)
+
+    assert children(client, location)[0].info.status == "FINISHED"
+
+
+def test_log_scaled_parameters_are_shown_by_their_power_of_ten_as_well(make_store, uri, client, experiment):
+    store = make_store(space=LOG_SPACE)
+    run(store, 0, params={"lr": 0.01})
+
+    location = catch_up(store, uri, experiment)
+
+    assert children(client, location)[0].data.params == {"lr": "0.01", "lr_log10": "-2.0"}
+
+
+LOG_SPACE = {
+    "expression": {"dict": {"lr": {"parameter": "lr"}}},
+    "parameters": {"lr": {"kind": "loguniform", "low": -5.0, "high": 0.0}},
+}
+
+
+def test_a_page_is_prepared_that_compares_the_trials(make_store, uri, client, experiment):
+    store = make_store(space=LOG_SPACE)
+
+    location = catch_up(store, uri, experiment)
+
+    page = location.page("http://host:5000")
+    tag = client.get_experiment(location.experiment_id).tags[f"mlflow.sharedViewState.{location.view}"]
+    assert page.startswith(f"http://host:5000/#/experiments/{location.experiment_id}/runs?")
+    assert f"viewStateShareKey={location.view}" in page
+    assert "orderBy" not in page  # beside an order, MLflow does not look at the view
+    assert json.loads(tag)["orderByKey"] == "metrics.`loss`"
+    assert location == location_of(store.record())
+
+
+def test_a_page_that_mlflow_does_not_take_is_its_own(store, uri, client, experiment):
+    class Refusing:
+        def __getattr__(self, name):
+            if name == "set_experiment_tag":
+                raise ConnectionError("no")
+            return getattr(client, name)
+
+    location = catch_up(store, uri, experiment, make_client=lambda _: Refusing())
+
+    assert location.view is None
+    assert "orderByKey=metrics.%60loss%60" in location.page("http://host:5000")
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_a_browser_shows_the_prepared_page(make_store, database, tmp_path):
+    path, port = tmp_path / "mlflow.db", free_port()
+    shutil.copy(database, path)
+    store = make_store(space=LOG_SPACE)
+    for number, loss in enumerate([0.5, 0.25, 0.75]):
+        run(store, number, loss, params={"lr": 10.0**-number}, accuracy=1 - loss)
+    location = sync(store, f"sqlite:///{path}", "looked at")
+
+    with serving(f"sqlite:///{path}", port, tmp_path):
+        text = dom(location.page(f"http://127.0.0.1:{port}"), tmp_path)
+
+    assert "Parameters and loss" in text
+    assert "Error loading shared view" not in text
+    assert text.index("trial 1") < text.index("trial 0") < text.index("trial 2")
+
+
+def dom(page, folder):
+    """The page's HTML after its scripts have run."""
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command += [f"--user-data-dir={folder}/browser", "--virtual-time-budget=25000", "--dump-dom", page]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return done.stdout
 
 
 def test_a_pruned_trial_is_killed_and_a_failed_one_failed(store, uri, client, experiment):
@@ -393,7 +525,7 @@ def history(store):
     yield
     store.report(first, 1, 0.7, {"accuracy": math.nan}, time=2.0)
     store.lose("b", Failed(Kind.LOST, "silent"), retries=1)
-    store.finish(first, Completed(0.6, {"best_epoch": 1}))
+    store.finish(first, Completed(0.6, {"best_epoch": 1, "dataset": DATASET}))
     yield
     retried = store.claim("c", 1)
     store.report(retried, 0, 0.4, {}, time=10.0)
@@ -408,7 +540,10 @@ def history(store):
     yield
 
 
-WRITES = {"create_experiment", "create_run", "log_batch", "set_terminated", "delete_run", "update_run"}
+WRITES = {
+    *("create_experiment", "create_run", "log_batch", "set_terminated", "delete_run", "update_run"),
+    "log_inputs",
+}
 
 
 class Killed(BaseException):
@@ -812,3 +947,61 @@ def test_a_server_that_dies_is_brought_up_to_date_when_it_is_back(store, databas
 
     assert is_complete
     assert set(children(MlflowClient(f"sqlite:///{path}"), observer.location)) == {0, 1}
+
+
+def test_an_objective_logs_live_into_the_run_that_is_made_before_its_trial(database, tmp_path, project):
+    path, port = tmp_path / "mlflow.db", free_port()
+    shutil.copy(database, path)
+    url = f"http://127.0.0.1:{port}"
+    project.write(
+        """
+        import mlflow, os, signal
+
+        def objective(params, run):
+            mlflow.log_param("x", "mine")
+            with mlflow.start_run(mlflow.active_run().info.run_id, nested=True):
+                mlflow.log_metric("loss", 9.0, step=40)
+            mlflow.log_text(str(run.attempt), "attempt.txt")
+            mlflow.end_run()
+            run.report(0, 0.7)
+            if run.number == 1 and run.attempt == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return 0.5
+        """
+    )
+
+    with serving(f"sqlite:///{path}", port, tmp_path):
+        result = project.hpo("optimize", "study.py", "--max-evals", 2, "--tracking-uri", url)
+        store = connect(f"sqlite:///{project.folder}/hpo.db").open("study")
+        location = location_of(store.record())
+        once = everything(MlflowClient(url), location)
+        store.note("mlflow", None)
+        twice = everything(MlflowClient(url), sync(store, url))
+        client = MlflowClient(f"sqlite:///{path}")
+        runs = children(client, location)
+
+    assert result.code == 0, str(result)
+    assert once == twice
+    assert {number: run.info.run_id for number, run in runs.items()} == {
+        trial.number: trial.run_id for trial in store.trials()
+    }
+    for run in runs.values():
+        assert (run.info.status, run.data.params["x"]) == ("FINISHED", "mine")
+        assert curve(client, run.info.run_id, "loss") == [(0, 0.7), (40, 9.0), (41, 0.5)]
+    assert url in result.stderr
+
+
+@pytest.mark.slow
+def test_trials_start_without_a_run_where_the_server_falls_silent(store, database, tmp_path):
+    path, port = tmp_path / "mlflow.db", free_port()
+    shutil.copy(database, path)
+    url = f"http://127.0.0.1:{port}"
+    with serving(f"sqlite:///{path}", port, tmp_path):
+        observer = MlflowObserver(store.url, store.study, url, "served", pause_seconds=0.0, retry_seconds=0.1)
+        while_up = observer.begin(0)
+
+    while_down = [observer.begin(number) for number in (1, 2)]
+
+    assert while_up is not None
+    assert while_down == [None, None]
+    observer.close(timeout=0.0)

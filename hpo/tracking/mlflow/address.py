@@ -27,22 +27,26 @@ NOTE = "mlflow"  # the store's note that says where the study is in MLflow and h
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a study is in MLflow: ``run_id`` is its parent run."""
+    """Where a study is in MLflow: ``run_id`` is its parent run, ``view`` the key of its prepared page."""
 
     tracking_uri: str
     experiment_id: str
     run_id: str
+    view: str | None = None
 
     @property
     def url(self) -> str | None:
         """The page that compares the trials; None where no server runs (see `ui_command`)."""
-        return self.page(self.tracking_uri) if _is_http(self.tracking_uri) else None
+        return self.page(self.tracking_uri) if is_http(self.tracking_uri) else None
 
     def page(self, server: str) -> str:
         """The same on an MLflow server at this address: trials by loss. Sorting by a metric lists child runs
         one by one, which else hide under their parent; without the workflow MLflow 3 shows traces."""
-        view = "workflowType=machine_learning&orderByKey=metrics.%60loss%60&orderByAsc=true"
-        return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs?{view}"
+        view = "orderByKey=metrics.%60loss%60&orderByAsc=true"
+        if self.view is not None:  # beside an order of its own, MLflow does not look at the view
+            view = f"viewStateShareKey={self.view}&compareRunsMode=CHART"
+        page = f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs"
+        return f"{page}?workflowType=machine_learning&{view}"
 
 
 def location_of(record: StudyRecord) -> Location | None:
@@ -51,7 +55,7 @@ def location_of(record: StudyRecord) -> Location | None:
     if note is None:
         return None
     try:
-        return Location(note["tracking_uri"], note["experiment_id"], note["run_id"])
+        return Location(note["tracking_uri"], note["experiment_id"], note["run_id"], note.get("view"))
     except (KeyError, TypeError):  # edited by hand: it is written anew
         return None
 
@@ -72,7 +76,7 @@ def check_reachable(tracking_uri: str) -> None:
     """
     if tracking_uri.rstrip("/") in ("sqlite:", "sqlite:///:memory:"):
         raise TrackingUnreachable(f"{tracking_uri} is a database in memory: nothing would be kept", OFF)
-    if _is_http(tracking_uri):
+    if is_http(tracking_uri):
         _ping(tracking_uri)
     elif (path := sqlite_path(tracking_uri)) is not None:
         try:
@@ -134,7 +138,7 @@ def _open_database(path: Path) -> None:
                 raise
 
 
-def _is_http(tracking_uri: str) -> bool:
+def is_http(tracking_uri: str) -> bool:
     return tracking_uri.lower().startswith(("http://", "https://"))
 
 

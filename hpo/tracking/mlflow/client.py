@@ -6,12 +6,14 @@ import contextlib
 import logging
 import os
 import secrets
+import shutil
+import sqlite3
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 from hpo.core.errors import TrackingUnreachable
-from hpo.stores.filesystems import put_in_place
+from hpo.stores.filesystems import network_filesystem, put_in_place
 from hpo.tracking.mlflow.address import sqlite_path
 
 NOISY = ("mlflow", "alembic", "urllib3")  # loggers
@@ -22,17 +24,25 @@ def quiet_client(tracking_uri: str) -> Any:
     # Set before the import, which reads them. Workers inherit them, and that is as well.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # what workers leave (logged.py) is one
     from mlflow.tracking import MlflowClient
 
     path = sqlite_path(tracking_uri)
     if path is not None and not path.exists():
         # MLflow makes its tables one by one: killed meanwhile, it could never again open what it left.
         new = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+        made = new.with_name(f"{new.name}-made")
         try:
-            MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
+            MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
+            shutil.copyfile(made, new)  # MLflow keeps the file it has made open
+            if not network_filesystem(path.absolute()):
+                # The file remembers it: MLflow commits ten times a trial, and each costs one sync, not three.
+                with contextlib.closing(sqlite3.connect(new)) as connection:
+                    connection.execute("PRAGMA journal_mode = WAL")
             put_in_place(new, path)
         finally:
-            new.unlink(missing_ok=True)
+            for leftover in (made, new):
+                leftover.unlink(missing_ok=True)
     return MlflowClient(tracking_uri)
 
 

@@ -13,11 +13,14 @@ from hpo.core.errors import HpoError
 from hpo.core.trial import Changes
 from hpo.stores import connect as connect_store
 from hpo.stores.protocol import Catalog
-from hpo.tracking.mlflow.address import Location, check_reachable
-from hpo.tracking.mlflow.client import first_line, silence
+from hpo.tracking.mlflow.address import Location, check_reachable, is_http
+from hpo.tracking.mlflow.client import first_line, quiet_client, silence
+from hpo.tracking.mlflow.live import RunMaker
 from hpo.tracking.mlflow.projection import Projection
 
 log = logging.getLogger("hpo.tracking")
+
+START_SECONDS = 15.0  # how long the first trial waits for the study's run: mlflow's import and a few calls
 
 
 class MlflowObserver:
@@ -52,6 +55,9 @@ class MlflowObserver:
         self._is_complete = False
         self._projection: Projection | None = None
         self._location: Location | None = None
+        self._is_located = threading.Event()
+        self._is_out = False
+        self._runs = RunMaker(make_client or quiet_client) if is_http(tracking_uri) else None
         self._thread = threading.Thread(target=self._run, name="hpo-mlflow", daemon=True)
         self._thread.start()
 
@@ -59,6 +65,16 @@ class MlflowObserver:
     def location(self) -> Location | None:
         """Where the study is in MLflow; None until its parent run exists."""
         return self._location
+
+    def begin(self, number: int, instead_of: str | None = None) -> str | None:
+        """A run for a trial that is to start, on a server; None where there is none, or it does not answer.
+
+        ``instead_of``: the run of an earlier attempt, which is deleted.
+        """
+        if self._runs is None or self._is_out or not self._is_located.wait(START_SECONDS):
+            return None
+        assert self._location is not None
+        return self._runs.make(self._location, number, instead_of)
 
     def update(self, changes: Changes) -> None:
         if changes.trials or changes.reports:
@@ -99,6 +115,7 @@ class MlflowObserver:
                         failures = 0
                     except Exception as error:
                         failures += 1
+                        self._is_out = True
                         if failures == 1:
                             self._say_out(error)
                         self._wait(min(self._retry_seconds * 2 ** (failures - 1), 30.0))
@@ -109,9 +126,12 @@ class MlflowObserver:
         """Catch up, and return: in the end, or with news after a pause."""
         is_last = self._closing.is_set()  # looked at first: all that came before is then written
         self._news.clear()
-        while not projection.catch_up():
-            self._location = projection.location
+        projection.open()
         self._location = projection.location
+        self._is_located.set()
+        while not projection.catch_up():
+            pass
+        self._is_out = False
         if was_out:
             log.warning("MLflow at %s answers again and is up to date", self._tracking_uri)
         if is_last:

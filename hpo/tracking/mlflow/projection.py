@@ -13,16 +13,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hpo.core.errors import UsageError
-from hpo.core.files import ARTIFACTS, LOG, SNAPSHOT
+from hpo.core.files import ARTIFACTS, LOG, SNAPSHOT, TRACKED
+from hpo.core.plain import as_float
 from hpo.core.trial import ENDED, Changes, Report, State, Trial
 from hpo.stores.protocol import Store, StoredFile
+from hpo.tracking.mlflow import logged
 from hpo.tracking.mlflow.address import NOTE, Location, absolute, artifact_folder, check_reachable
 from hpo.tracking.mlflow.client import explained, is_refusal, quiet_client, silence
+from hpo.tracking.mlflow.logged import Logged
 from hpo.tracking.mlflow.shown import (
     NAME_LIMIT,
-    as_float,
     child_tags,
     cut,
+    dataset_inputs,
     final_metrics,
     milliseconds,
     parent_tags,
@@ -32,6 +35,8 @@ from hpo.tracking.mlflow.shown import (
     study_id,
     texts_of,
 )
+from hpo.tracking.mlflow.view import TAG, view_tag
+from hpo.tracking.searched import Searched, searched
 
 log = logging.getLogger("hpo.tracking")
 
@@ -43,11 +48,15 @@ STATUS = {State.COMPLETED: "FINISHED", State.PRUNED: "KILLED", State.FAILED: "FA
 
 @dataclass(slots=True)
 class _Child:
-    """A child run that has not ended. ``logged``: which report (attempt, revision) stands for each epoch."""
+    """A child run that has not ended. ``logged``: which report (attempt, revision) stands for each epoch.
+    ``keys``: metrics that the trial has reported. ``is_live``: its objective may write to it, too, so it is
+    never deleted, and an epoch that is told again stands there twice."""
 
     run_id: str
     tags: dict[str, str]
     params: set[str]
+    is_live: bool = False
+    keys: set[str] = field(default_factory=set)
     logged: dict[int, tuple[int, int]] = field(default_factory=dict)
     last_epoch: int = -1
     last_loss: float | None = None
@@ -79,11 +88,12 @@ class _Reached:
     revision: int
     artifacts: int  # ended trials up to this revision have their files in MLflow
     doubt: int  # trials that changed up to this revision may have a child run this object has not made
-    left: dict[int, Any] = field(default_factory=dict)  # running child runs that an earlier process left
+    left: dict[int, list[Any]] = field(default_factory=dict)  # child runs that an earlier process left open
     counts: dict[State, int] = field(default_factory=lambda: dict.fromkeys(ENDED, 0))
     best: Trial | None = None
     last_ended: float | None = None
     has_code: bool = False
+    datasets: set[tuple[str, str]] = field(default_factory=set)  # inputs of the study's run
 
 
 def sync(store: Store, tracking_uri: str, experiment: str | None = None) -> Location:
@@ -126,6 +136,7 @@ class Projection:
         self._make_client = make_client or quiet_client
         self._client: Any = None
         self._reached: _Reached | None = None
+        self._parameters: Mapping[str, Searched] = {}
         self._children: dict[int, _Child] = {}
         self._uploads: deque[tuple[int, int, str | None]] = deque()  # (revision, trial, run id if known)
         self.progress = (0, 0, 0)  # revision, trials of the next batch, revision of files: grows or stalls
@@ -133,6 +144,11 @@ class Projection:
     @property
     def location(self) -> Location | None:
         return None if self._reached is None else self._reached.location
+
+    def open(self) -> None:
+        """Find or make the study's run: then `location` says where it is. Raises as `catch_up` does."""
+        with self._from_the_note_after_errors():
+            self._open()
 
     def catch_up(self, limit: int = 200) -> bool:
         """Write one batch of about ``limit`` trials and epochs; True when nothing was left to write.
@@ -213,10 +229,17 @@ class Projection:
             self._do("update_run", parent.info.run_id, status="RUNNING")
         params = texts_of(record.identity.arguments)
         self._log(parent.info.run_id, [], params, parent.data.params, parent_tags(record), parent.data.tags)
-        location = Location(self._uri, experiment_id, parent.info.run_id)
+        self._parameters = searched(record.identity.space)
+        location = Location(
+            self._uri,
+            experiment_id,
+            parent.info.run_id,
+            self._prepare_view(experiment_id, parent.info.run_id),
+        )
         reached = _Reached(location, since, artifacts, doubt)
         if doubt:
-            reached.left = self._search_children(reached, "attributes.status = 'RUNNING'")
+            for run in self._search_children(reached, "attributes.status = 'RUNNING'"):
+                reached.left.setdefault(int(run.data.tags["hpo.trial"]), []).append(run)
         self._recount(reached)
         self._note(reached)
         self._reached = reached
@@ -227,10 +250,21 @@ class Projection:
         try:
             run = self._client.get_run(run_id)
         except Exception as error:
-            if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+            if is_refusal(error):
                 return None
             raise
         return run if run.info.lifecycle_stage == "active" else None
+
+    def _prepare_view(self, experiment_id: str, run_id: str) -> str | None:
+        """The key of the page that compares the trials, a tag of the experiment; None without one."""
+        key, state = view_tag(run_id, self._parameters)
+        try:
+            if self._client.get_experiment(experiment_id).tags.get(TAG + key) != state:
+                self._do("set_experiment_tag", experiment_id, TAG + key, state)
+        except Exception as error:  # nobody's study depends on how a page looks
+            log.debug("MLflow takes no view: %s", error)
+            return None
+        return key
 
     def _experiment_id(self) -> str:
         experiment = self._client.get_experiment_by_name(self._experiment)
@@ -267,6 +301,10 @@ class Projection:
         before = reached.best
         for trial in ended:
             _count(trial, reached)
+            for one in dataset_inputs(trial):
+                if (known := (one.dataset.name, one.dataset.digest)) not in reached.datasets:
+                    self._do("log_inputs", reached.location.run_id, [one])
+                    reached.datasets.add(known)
             step = sum(reached.counts.values())
             values = {f"trials/{trial.state.value}": float(reached.counts[trial.state])}
             if trial.state is State.COMPLETED and reached.best is not None:
@@ -306,27 +344,42 @@ class Projection:
     ) -> None:
         number = trial.number
         child = self._children.get(number)
-        if child is None:
+        if child is None or (child.is_live and child.run_id != trial.run_id):
             child, reports = self._adopt(trial, reached)
-        elif not child.fits(reports):
+        elif not child.is_live and not child.fits(reports):
             # A later attempt has reported epochs anew. Points can't be taken back, runs can.
             self._do("delete_run", child.run_id, about=child, number=number)
             child = self._create(trial, reached)
             reports = self._store.reports(number)
+        has_ended = is_changed and trial.state.has_ended
+        if child.is_live and has_ended:
+            reports = self._store.reports(number)
+        elif child.is_live:
+            # What an earlier attempt told, the next one may tell anew: until it has ended, that waits.
+            reports = [r for r in reports if trial.state is State.RUNNING and r.attempt == trial.attempts]
         reports = [r for r in reports if child.logged.get(r.epoch) != (r.attempt, r.revision)]
         metrics = [metric for report in reports for metric in report_metrics(report)]
         for report in reports:
             child.keep(report)
-        has_ended = is_changed and trial.state.has_ended
-        if has_ended:
-            metrics += final_metrics(trial, child.last_epoch, child.last_loss)
+        child.keys |= {metric.key for metric in metrics}
         tags = child_tags(trial, reached.location.run_id) if is_changed else {}
-        params = texts_of(trial.params)
+        # An objective that logs a parameter of the same name live must not be refused for it: it goes first.
+        params = texts_of(trial.params, self._parameters) if has_ended or not child.is_live else {}
+        if has_ended and child.is_live:
+            metrics += self._end_live(trial, child)
+        elif has_ended:
+            metrics += final_metrics(trial, child.last_epoch, child.last_loss)
+            own = self._logged_itself(trial, {metric.key for metric in metrics} | child.keys, params)
+            metrics += own.metrics
+            params = {**params, **own.params}
+            tags = {**own.tags, **tags}
         self._children[number] = child
         self._log(child.run_id, metrics, params, child.params, tags, child.tags, child, number)
         child.tags |= tags
         child.params |= params.keys()
         if has_ended:
+            if inputs := dataset_inputs(trial):
+                self._do("log_inputs", child.run_id, inputs, about=child, number=number)
             ended = milliseconds(trial.ended or trial.created)
             self._do("set_terminated", child.run_id, STATUS[trial.state], ended, about=child, number=number)
             del self._children[number]
@@ -335,21 +388,76 @@ class Projection:
     def _adopt(self, trial: Trial, reached: _Reached) -> tuple[_Child, Sequence[Report]]:
         """The trial's child run, made or taken over from an earlier process, and the epochs it lacks."""
         reports = self._store.reports(trial.number) if trial.epochs else []
-        run = reached.left.pop(trial.number, None)
+        left = reached.left.pop(trial.number, [])
+        run = None if trial.run_id is None else self._living(trial.run_id)
+        if run is not None and run.data.tags.get("mlflow.parentRunId") != reached.location.run_id:
+            run = None  # of another MLflow, or anybody's
+        is_live = run is not None
+        if run is None and left:
+            run = left.pop(0)
+        for stray in left:
+            # A driver died after it had made this run, before it could tell the store.
+            if run is None or stray.info.run_id != run.info.run_id:
+                self._do("delete_run", stray.info.run_id)
         if run is None:
             return self._create(trial, reached), reports
         points = {report.epoch: set(map(point_of, report_metrics(report))) for report in reports}
         expected = set().union(*points.values())
         keys = {key for key, *_ in expected} & set(run.data.metrics)
         logged = {point_of(m) for key in keys for m in self._client.get_metric_history(run.info.run_id, key)}
-        child = _Child(run.info.run_id, dict(run.data.tags), set(run.data.params))
-        if logged - expected:  # an earlier attempt's epochs, or an end half written: begin again
+        child = _Child(run.info.run_id, dict(run.data.tags), set(run.data.params), is_live)
+        if (
+            logged - expected and not is_live
+        ):  # an earlier attempt's epochs, or an end half written: begin again
             self._do("delete_run", child.run_id, about=child, number=trial.number)
             return self._create(trial, reached), reports
         for report in reports:
             if points[report.epoch] <= logged:
                 child.keep(report)
+        child.keys |= {key for key, *_ in expected}
         return child, reports
+
+    def _end_live(self, trial: Trial, child: _Child) -> list[Any]:
+        """The last metrics of a trial whose objective has logged beside us. The run's loss is the trial's,
+        whatever else was logged by that name, so its last point comes after all others."""
+        run = self._client.get_run(child.run_id)
+        child.params |= run.data.params.keys()
+        last_epoch, last_loss = child.last_epoch, run.data.metrics.get("loss")
+        if last_loss is not None and last_loss != trial.loss:
+            history = self._client.get_metric_history(child.run_id, "loss")
+            last_epoch = max([last_epoch, *(point.step for point in history)])
+        return final_metrics(trial, last_epoch, last_loss)
+
+    def _logged_itself(self, trial: Trial, taken: set[str], params: Mapping[str, str]) -> Logged:
+        """What the objective logged to MLflow itself; nothing where that can't be read."""
+        if all(file.name != TRACKED for file in self._store.files(trial.number)):
+            return Logged()
+        with tempfile.TemporaryDirectory(prefix="hpo-") as temporary:
+            folder = self._unpacked(trial.number, Path(temporary))
+            if folder is None:
+                return Logged()
+            try:
+                own = logged.read(folder, taken, params)
+            except logged.Unreadable as error:
+                log.warning("what trial %d logged to MLflow itself can't be read: %s", trial.number, error)
+                return Logged()
+        if own.left_out:
+            log.warning(
+                "trial %d logged too much to MLflow: %d points are left out", trial.number, own.left_out
+            )
+        return own
+
+    def _unpacked(self, number: int, scratch: Path) -> Path | None:
+        """The folder that the trial's worker has left (`hpo.core.files.TRACKED`), None if there is none."""
+        archive, folder = scratch / TRACKED, scratch / "mlflow"
+        if not self._store.get_file(TRACKED, archive, number):
+            return None
+        try:
+            logged.unpack(archive, folder)
+        except logged.Unreadable as error:
+            log.warning("%s of trial %d can't be read: %s", TRACKED, number, error)
+            return None
+        return folder
 
     def _create(self, trial: Trial, reached: _Reached) -> _Child:
         tags = child_tags(trial, reached.location.run_id)
@@ -375,17 +483,22 @@ class Projection:
             return {}
         low, high = min(ends.values()), max(ends.values())
         span = f"attributes.end_time >= {low} and attributes.end_time <= {high}"
-        found = self._search_children(reached, span)
-        return {number: run.info.run_id for number, run in found.items() if number in ends}
+        return {
+            number: run.info.run_id
+            for run in self._search_children(reached, span)
+            # An objective may have ended its run itself, live: then at another time, and without our tag.
+            if ends.get(number := int(run.data.tags["hpo.trial"])) == run.info.end_time
+            and run.data.tags.get("hpo.state") in ENDED
+        }
 
     def _find_child(self, number: int, reached: _Reached) -> str | None:
         found = self._search_children(reached, f"tags.`hpo.trial` = '{number}'")
-        return found[number].info.run_id if number in found else None
+        return found[0].info.run_id if found else None
 
-    def _search_children(self, reached: _Reached, condition: str) -> dict[int, Any]:
+    def _search_children(self, reached: _Reached, condition: str) -> list[Any]:
         parent = f"tags.`mlflow.parentRunId` = '{reached.location.run_id}'"
         runs = self._search(reached.location.experiment_id, f"{parent} and {condition}")
-        return {int(run.data.tags["hpo.trial"]): run for run in runs if "hpo.trial" in run.data.tags}
+        return [run for run in runs if run.data.tags.get("hpo.trial", "").isdecimal()]
 
     def _search(self, experiment_id: str, condition: str) -> Iterator[Any]:
         token = None
@@ -414,11 +527,23 @@ class Projection:
         for file in files:
             folder = PurePosixPath(file.name.removeprefix(ARTIFACTS)).parent
             try:
-                self._upload_file(file, run_id, None if folder == PurePosixPath() else str(folder))
+                if file.name == TRACKED:
+                    self._upload_logged(number, run_id)
+                else:
+                    self._upload_file(file, run_id, None if folder == PurePosixPath() else str(folder))
             except Exception as error:
                 if not is_refusal(error):
                     raise
                 log.warning("MLflow refuses the file %s of trial %d: %s", file.name, number, error)
+
+    def _upload_logged(self, number: int, run_id: str) -> None:
+        with tempfile.TemporaryDirectory(prefix="hpo-") as temporary:
+            folder = self._unpacked(number, Path(temporary))
+            try:
+                for path, target in logged.artifacts(folder) if folder is not None else ():
+                    self._do("log_artifacts", run_id, str(path), target)
+            except logged.Unreadable as error:
+                log.warning("artifacts that trial %d logged can't be read: %s", number, error)
 
     def _upload_file(self, file: StoredFile, run_id: str, folder: str | None) -> None:
         with tempfile.TemporaryDirectory(prefix="hpo-") as temporary:
@@ -501,4 +626,4 @@ def _slim(trial: Trial) -> Trial:
 
 
 def _is_artifact(file: StoredFile) -> bool:
-    return file.name == LOG or file.name.startswith(ARTIFACTS)
+    return file.name in (LOG, TRACKED) or file.name.startswith(ARTIFACTS)

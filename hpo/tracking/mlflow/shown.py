@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hpo.core.plain import flat
+from hpo.core.plain import as_float, flat
 from hpo.core.study import StudyRecord
 from hpo.core.trial import Report, Trial
+from hpo.tracking.searched import Searched
 
 NAME_LIMIT, PARAM_LIMIT, TAG_LIMIT = 250, 6000, 8000  # characters; MLflow refuses more
+DIGEST_LIMIT = 36
 
 
 def parent_tags(record: StudyRecord) -> dict[str, str]:
@@ -48,6 +51,8 @@ def child_tags(trial: Trial, parent_run_id: str) -> dict[str, str]:
         "hpo.snapshot": trial.snapshot,
         "hpo.error.kind": trial.error and trial.error.kind.value,
         "hpo.error.reason": trial.error and trial.error.reason,
+        "hpo.cause": epoch_time_of(trial).get("cause"),
+        "hpo.advice": epoch_time_of(trial).get("advice"),
     }
     return _tags(tags)
 
@@ -56,8 +61,40 @@ def _tags(values: Mapping[str, Any]) -> dict[str, str]:
     return {key: cut(value, TAG_LIMIT) for key, value in values.items() if value is not None}
 
 
-def texts_of(params: Mapping[str, Any]) -> dict[str, str]:
-    return {key: cut(value, PARAM_LIMIT) for key, value in _named(flat(params)).items()}
+def texts_of(params: Mapping[str, Any], parameters: Mapping[str, Searched] | None = None) -> dict[str, str]:
+    """Parameters as MLflow keeps them; those drawn on a log scale also as ``NAME_log10``, as its charts' axes
+    are linear."""
+    values = flat(params)
+    for name, parameter in (parameters or {}).items():
+        value: Any = values.get(name)
+        if parameter.is_log and _is_number(value) and value > 0:
+            values.setdefault(f"{name}_log10", round(math.log10(value), 6))
+    return {key: cut(value, PARAM_LIMIT) for key, value in _named(values).items()}
+
+
+def epoch_time_of(trial: Trial) -> Mapping[str, Any]:
+    """What the clock says of the trial's epochs; empty where it says nothing."""
+    epoch_time = trial.result.get("epoch_time")
+    return epoch_time if isinstance(epoch_time, Mapping) else {}
+
+
+def dataset_inputs(trial: Trial) -> list[Any]:
+    """The data set that the result names, as MLflow's input of a run; a list of none or one."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    found = trial.result.get("dataset")
+    if not isinstance(found, Mapping) or not isinstance(found.get("name"), str):
+        return []
+    text = json.dumps(found, sort_keys=True)
+    profile = {key: found[key] for key in ("examples", "shape", "dtype", "class_names") if key in found}
+    dataset = Dataset(
+        name=cut(found["name"], NAME_LIMIT),
+        digest=cut(found.get("digest") or hashlib.sha256(text.encode()).hexdigest()[:16], DIGEST_LIMIT),
+        source_type="local",
+        source=cut(json.dumps({"uri": str(found.get("source") or "")}), TAG_LIMIT),
+        profile=cut(json.dumps(profile), TAG_LIMIT),
+    )
+    return [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
 
 
 def report_metrics(report: Report) -> list[Any]:
@@ -68,7 +105,13 @@ def report_metrics(report: Report) -> list[Any]:
 
 def final_metrics(trial: Trial, last_epoch: int, last_loss: float | None) -> list[Any]:
     """What an ended trial adds to its epochs; ``last_epoch`` is -1, if it reported none."""
-    values = {f"result/{key}": value for key, value in _numbers_of(trial.result)}
+    epoch_time = epoch_time_of(trial)
+    apart = {"dataset"} | ({"epoch_time"} if epoch_time else set())
+    others = {key: value for key, value in trial.result.items() if key not in apart}
+    values = {f"result/{key}": value for key, value in _numbers_of(others)}
+    values |= {f"epoch_time/{key}": value for key, value in _numbers_of(epoch_time) if key != "median_epoch"}
+    if _is_number(epoch_time.get("median_epoch")):
+        values["epoch_seconds"] = as_float(epoch_time["median_epoch"])
     if trial.seconds is not None:
         values["seconds"] = trial.seconds
     if trial.loss is not None and trial.loss != last_loss:
@@ -99,13 +142,6 @@ def point_of(metric: Any) -> tuple[str, int, int, str]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def as_float(value: Any) -> float:
-    try:
-        return float(value)
-    except OverflowError:  # an int beyond every float
-        return math.inf if value > 0 else -math.inf
 
 
 def _named(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Why trainings are slow: pure functions from what was measured to a cause and the mend."""
