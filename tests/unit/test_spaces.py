@@ -17,7 +17,7 @@ from hpo.core.plain import plain
 from hpo.space import compile_space, lint
 
 ROOT = Path(__file__).resolve().parents[2]
-SPACES = ["classifiers", "digits_mlp"]
+SPACES = ["classifiers", "digits_mlp", "fashion_cvnn", "fashion_fcnn", "fashion_vggn"]
 
 SENSIBLE = {
     "num_layers": 2,
@@ -77,7 +77,8 @@ def test_nothing_in_a_space_needs_mending(name):
 
 @pytest.mark.parametrize("name", SPACES)
 def test_loading_a_space_brings_no_training_library(name):
-    code = f"import sys, spaces.{name}; print({{'torch', 'sklearn', 'mlflow'}} & set(sys.modules))"
+    heavy = "{'torch', 'keras', 'tensorflow', 'sklearn', 'mlflow'}"
+    code = f"import sys, spaces.{name}; print({heavy} & set(sys.modules))"
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
 
