@@ -1,7 +1,7 @@
 """What runs inside a trial. Importing this package is light; its modules bring their frameworks.
 
-`hpo.training.torch` and `hpo.training.keras` train models, `hpo.training.data` has data sets, `evaluation` says
-how good a model is, class by class, and `clock` where an epoch's time goes.
+`torch` and `keras` train models, `data` has data sets, `evaluation` says how good a model is, class by class,
+and `clock` where an epoch's time goes.
 """
 
 from __future__ import annotations

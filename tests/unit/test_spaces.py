@@ -5,7 +5,6 @@ import inspect
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,12 @@ import torch
 from hyperopt.pyll.stochastic import sample
 
 from hpo.core.plain import plain
+from hpo.core.trial import Answer
+from hpo.run import Run
 from hpo.space import compile_space, lint
 
 ROOT = Path(__file__).resolve().parents[2]
-SPACES = ["classifiers", "digits_mlp", "fashion_cvnn", "fashion_fcnn", "fashion_vggn"]
+SPACES = ["classifiers", "digits_keras", "digits_mlp", "fashion_cvnn", "fashion_fcnn", "fashion_vggn"]
 
 SENSIBLE = {
     "num_layers": 2,
@@ -29,20 +30,6 @@ SENSIBLE = {
     "learning_rate": 3e-3,
     "weight_decay": 1e-4,
 }
-
-
-@dataclass
-class FakeRun:
-    directory: Path
-    checkpoint_directory: Path
-    number: int = 0
-    attempt: int = 1
-    seed: int = 7
-    gpus: tuple = ()
-    reports: list = field(default_factory=list)
-
-    def report(self, epoch, loss=None, **metrics):
-        self.reports.append(epoch)
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +48,8 @@ def _one_thread():
 @pytest.fixture
 def new_run(tmp_path_factory):
     def build(**kwargs):
-        return FakeRun(tmp_path_factory.mktemp("artifacts"), tmp_path_factory.mktemp("checkpoints"), **kwargs)
+        folders = tmp_path_factory.mktemp("artifacts"), tmp_path_factory.mktemp("checkpoints")
+        return Run(0, kwargs.pop("seed", 7), *folders, **kwargs)
 
     return build
 
@@ -128,14 +116,20 @@ def test_every_activation_and_optimizer_of_the_space_is_one_that_training_knows(
 
 @pytest.mark.parametrize(("optimizer", "rate"), [("adamw", 3e-3), ("rmsprop", 1e-3), ("sgd", 0.05)])
 def test_the_perceptron_learns_under_every_optimizer(new_run, optimizer, rate):
-    run = new_run()
+    epochs = []
+
+    def send(epoch, *_):
+        epochs.append(epoch)
+        return Answer.CONTINUE
+
+    run = new_run(send=send)
     params = SENSIBLE | {"optimizer": optimizer, "learning_rate": rate}
 
     result = load("digits_mlp").objective(params, run, epochs=4)
 
     assert result["accuracy"] > 0.9  # guessing gives 0.1; seen: 0.95 to 0.98
     assert result["loss"] == 1 - result["accuracy"]
-    assert run.reports == [0, 1, 2, 3]
+    assert epochs == [0, 1, 2, 3]
     assert json.loads(json.dumps(plain(result))) == result
 
 

@@ -27,8 +27,8 @@ def log_final(
 ) -> Location | None:
     """Write it where the study is in MLflow; None where the study is in none.
 
-    ``figures``: last values, by name. ``folder``: its files become the run's artifacts. The run has no parent.
-    Raises TrackingUnreachable.
+    ``figures``: last values, by name. ``folder``: its files become the run's artifacts. The run has no
+    parent. Raises TrackingUnreachable.
     """
     location = location_of(store.record())
     if location is None:
