@@ -328,6 +328,20 @@ class StoreContract:
         ]
         assert store.trial(0).epochs == 2
 
+    def test_an_epoch_that_a_retry_tells_again_as_it_was_is_no_change(self, store: Store) -> None:
+        _add(store, 0)
+        first = _claimed(store, 0, worker="a")
+        store.report(first, 0, 0.9, {"accuracy": 0.1}, time=1.0)
+        store.report(first, 1, None, {"accuracy": 0.2}, time=2.0)
+        store.lose("a", DEATH, retries=1)
+        second = _claimed(store, 0, worker="b")
+        before = store.changes(0).revision
+
+        store.report(second, 1, None, {"accuracy": 0.2}, time=9.0)
+
+        assert store.changes(before).reports == ()
+        assert [(r.epoch, r.time, r.attempt) for r in store.reports(0)] == [(0, 1.0, 1), (1, 2.0, 1)]
+
     def test_a_report_may_lack_its_loss(self, store: Store) -> None:
         _add(store, 0)
 

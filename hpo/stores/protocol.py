@@ -107,7 +107,8 @@ class Store(Protocol):
         self, claim: Claim, epoch: int, loss: float | None, metrics: Mapping[str, float], *, time: float
     ) -> Answer:
         """Keep an epoch; the same epoch again replaces it, and what an earlier attempt reported of later
-        epochs goes: a retry that begins anew begins a new curve. Raises ClaimLost."""
+        epochs goes: a retry that begins anew begins a new curve. One that is told again as it was, by a
+        training that goes on from a checkpoint, is no change. Raises ClaimLost."""
 
     def finish(self, claim: Claim, outcome: Outcome) -> None:
         """The trial has ended, and its checkpoints go: nobody continues it. Raises ClaimLost; finishing again

@@ -285,9 +285,13 @@ class SqliteStore:
     ) -> Answer:
         with self._writing():
             row = self._claimed(claim)
+            # An epoch that is told again as it was stays as it is: nobody has to write it anew.
             self._do(
-                "INSERT OR REPLACE INTO reports VALUES"
-                " (:study, :number, :epoch, :loss, :metrics, :time, :attempt, :revision)",
+                "INSERT INTO reports VALUES"
+                " (:study, :number, :epoch, :loss, :metrics, :time, :attempt, :revision)"
+                " ON CONFLICT DO UPDATE SET loss = excluded.loss, metrics = excluded.metrics,"
+                " time = excluded.time, attempt = excluded.attempt, revision = excluded.revision"
+                " WHERE loss IS NOT excluded.loss OR metrics IS NOT excluded.metrics",
                 number=claim.number,
                 epoch=epoch,
                 loss=loss,
