@@ -263,4 +263,6 @@ def environment_of_workers(workers: int) -> dict[str, str]:
         ),
         share,
     )
-    return ours | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"} | os.environ
+    # TensorFlow's remarks on its own build would fill each trial's log.
+    quiet = {"PYTHONUNBUFFERED": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    return ours | {"OMP_WAIT_POLICY": "PASSIVE"} | quiet | os.environ
