@@ -254,6 +254,8 @@ def describe_exception(error: BaseException, root: Path) -> str:
     line = " ".join(text.split())
     if isinstance(error, HpoError):
         line = f"{type(error).__name__}: {error.message}" + (f" - {error.hint}" if error.hint else "")
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        line += f" - {_how_to_install(error.name)}"
     inside = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

@@ -21,6 +21,7 @@ SUFFIXES = frozenset(
 )
 FILE_BYTES = 1 << 20  # what is larger is data
 TOTAL_BYTES = 64 << 20
+IGNORED = ".gitignore"  # a folder that has one of a single * is nobody's code
 SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", "mlruns", "mlartifacts", "build", "dist"})
 
 
@@ -103,11 +104,19 @@ def _walk(root: Path, folder: Path, *, whole: bool) -> Iterator[str]:
         if entry.is_dir():
             path = Path(entry.path)
             skipped = entry.name.startswith(".") or entry.name in SKIPPED_FOLDERS or path.suffix == ".files"
-            is_environment = (path / "pyvenv.cfg").exists()
-            if not skipped and not is_environment and (whole or (path / "__init__.py").exists()):
+            is_made = (path / "pyvenv.cfg").exists() or _is_ignored(path)
+            if not skipped and not is_made and (whole or (path / "__init__.py").exists()):
                 yield from _walk(root, path, whole=whole)
         else:
             yield Path(entry.path).relative_to(root).as_posix()
+
+
+def _is_ignored(folder: Path) -> bool:
+    """Whether git would take nothing in this folder, as caches and outputs say of themselves."""
+    try:
+        return (folder / IGNORED).read_text().strip() == "*"
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _is_text(path: str) -> bool:

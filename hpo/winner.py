@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,13 @@ from hpo.worker import judge
 
 SUMMARY = "summary.json"  # written last: a folder that has it is finished
 STATE = "unfinished"  # the folder with what a second start goes on from
+UNHEEDED = "train with fit of hpo.training.torch or hpo.training.keras, or heed run.final: on, test, was_seen"
 
 
 @dataclass(frozen=True, slots=True)
 class Winner:
-    """A finished training. ``test``: figures on the test data. ``report``: the table of the test, as printed.
-    ``load_line``: the Python line that loads the model. ``epochs``: what was reported, by epoch."""
+    """A finished training. ``loss``: where the validation data were trained on, too, that of the training.
+    ``epochs``: what was reported, by epoch. Until `tidy`, what the objective logged to MLflow is there."""
 
     study: str
     trial: Trial
@@ -50,6 +51,15 @@ class Winner:
     epochs: tuple[Report, ...]
     started: float
     ended: float
+
+    @property
+    def logged(self) -> Path:
+        """The file store that the objective logged to, if it did."""
+        return self.folder / STATE / "mlflow"
+
+    def tidy(self) -> None:
+        """Remove what only another start would have needed."""
+        shutil.rmtree(self.folder / STATE)
 
     def document(self) -> dict[str, Any]:
         """What the summary holds and ``--json`` prints."""
@@ -92,30 +102,41 @@ def train(
     Raises TrainingFailed with what the objective raised, UsageError where it heeds no ``run.final``.
     """
     identity = store.record().identity
-    attempt = _opened(folder, {"trial": trial.number, "on": final.on, "epochs": final.epochs})
+    arguments = {**identity.arguments, **settings}
+    plan = {
+        "study": store.study,
+        "trial": trial.number,
+        "objective": identity.entry_point,
+        "seed": identity.seed,
+        "code": trial.snapshot or store.record().snapshot,
+        "arguments": plain(arguments),
+        "on": final.on,
+        "epochs": final.epochs,
+    }
+    attempt = _opened(folder, plan)
     os.environ |= environment_of_workers(1) | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})
     # What the objective logs to MLflow itself must not make databases in the working directory.
     os.environ |= {
         "MLFLOW_TRACKING_URI": str(folder.absolute() / STATE / "mlflow"),
         "MLFLOW_ALLOW_FILE_STORE": "true",
     }
-    fixed = {key: value for key, value in identity.arguments.items() if key not in settings}
-    code = _code_of(store, trial, folder / STATE / "code")
+    code = _code_of(store, plan["code"], folder / STATE / "code")
     file, _, name = identity.entry_point.rpartition(":")
-    task = load(EntryPoint(code, Path(file), name), fixed | dict(settings))
+    task = load(EntryPoint(code, Path(file), name), arguments)
     if task.space.fingerprint != identity.fingerprint:
         raise StudyChanged(
             f"the search space is not the one of trial {trial.number}",
             "--set gives arguments of the objective, parameters are the trial's; and a space must be the same"
             " in every process",
         )
-    epochs: dict[int, Report] = {}
+    told = _Told(folder / STATE / "epochs.json")
 
     def send(epoch: int, loss: float | None, metrics: Mapping[str, float], when: float) -> Answer:
-        epochs[epoch] = Report(trial.number, epoch, loss, dict(metrics), when, attempt, 0)
-        shown = "" if loss is None else f"  loss {loss:.6g}"
-        accuracy = f"  accuracy {metrics['accuracy']:.4g}" if "accuracy" in metrics else ""
-        say(f"epoch {epoch + 1}{shown}{accuracy}")
+        _check_heeded(final, identity.entry_point)
+        told.keep(Report(trial.number, epoch, loss, dict(metrics), when, attempt, 0))
+        shown = {"loss": loss} | {key: metrics.get(key) for key in ("train_loss", "accuracy")}
+        figures = (f"  {key} {value:.5g}" for key, value in shown.items() if value is not None)
+        say(f"epoch {epoch}" + "".join(figures))
         return Answer.CONTINUE
 
     run = Run(
@@ -134,17 +155,18 @@ def train(
     try:
         with contextlib.redirect_stdout(sys.stderr):
             outcome = judge(task(task.space.params(trial.point), run))
+        _check_heeded(final, identity.entry_point)
+    except Unheeded:
+        shutil.rmtree(folder)
+        raise
     except HpoError:
         raise
+    except SystemExit as error:
+        raise TrainingFailed(f"the objective called sys.exit({error.code!r})") from error
     except Exception as error:
         raise TrainingFailed(describe_exception(error, code), "see where with --debug") from error
     if not isinstance(outcome, Completed):
         raise TrainingFailed(getattr(outcome, "reason", "it was pruned"))
-    if (final.test or final.on != "train") and not final.was_seen:
-        raise UsageError(
-            f"{identity.entry_point} trained as in its trial: it does not look at run.final",
-            "train with fit of hpo.training.torch or hpo.training.keras, or heed run.final.on and .test",
-        )
     winner = Winner(
         study=store.study,
         trial=trial,
@@ -152,14 +174,35 @@ def train(
         folder=folder,
         loss=outcome.loss,
         result=outcome.result,
-        epochs=tuple(epochs[epoch] for epoch in sorted(epochs)),
+        epochs=told.reports,
         started=started,
         ended=time.time(),
     )
-    text = json.dumps(plain(winner.document()), indent=2, ensure_ascii=False)
-    (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
-    shutil.rmtree(folder / STATE)
+    _write_json(folder / SUMMARY, plain(winner.document()))
     return winner
+
+
+class Unheeded(UsageError):
+    """The objective trained as in its trial, not as it was asked to."""
+
+
+def _check_heeded(final: Final, objective: str) -> None:
+    """As early as possible: no training that nobody asked for goes to its end."""
+    if (final.test or final.on != "train") and not final.was_seen:
+        raise Unheeded(f"{objective} trains as in its trial: it does not look at run.final", UNHEEDED)
+
+
+class _Told:
+    """The epochs told so far, those of an earlier start, too; one that is told again ends what came after."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        rows = json.loads(path.read_text()) if path.exists() else []
+        self.reports = tuple(Report(**row) for row in rows)
+
+    def keep(self, report: Report) -> None:
+        self.reports = (*(one for one in self.reports if one.epoch < report.epoch), report)
+        _write_json(self._path, [asdict(one) for one in self.reports])
 
 
 def epochs_of(store: Store, trial: Trial) -> int | None:
@@ -170,30 +213,40 @@ def epochs_of(store: Store, trial: Trial) -> int | None:
 
 def _opened(folder: Path, plan: Mapping[str, Any]) -> int:
     """Make the folder, or go on in an unfinished one with the same plan; returns which attempt this is."""
-    note = folder / STATE / "plan.json"
-    if note.exists():
+    note, attempt = folder / STATE / "plan.json", 1
+    if note.exists() and not (folder / SUMMARY).exists():
         before = json.loads(note.read_text())
         attempt = before.pop("attempt") + 1
-        if before != dict(plan):
+        if differing := [
+            f"{key}: {before.get(key)} -> {plan[key]}" for key in plan if before.get(key) != plan[key]
+        ]:
             raise UsageError(
-                f"{folder} holds an unfinished training of another kind",
-                "name another with --to, or remove it",
+                f"{folder} holds another unfinished training: {'; '.join(differing)}",
+                "name another folder with --to, or remove this one",
             )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and not (
+        folder.is_dir() and {path.name for path in folder.iterdir()} <= {STATE, snapshots.IGNORED}
+    ):
         raise UsageError(f"{folder} exists already", "name another with --to, or remove it")
-    else:
-        attempt = 1
     (folder / STATE / "checkpoint").mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps({**plan, "attempt": attempt}))
+    # It is no code of the project: neither git nor a snapshot of the project's code takes it in.
+    (folder / snapshots.IGNORED).write_text("*\n")
+    _write_json(note, {**plan, "attempt": attempt})
     return attempt
 
 
-def _code_of(store: Store, trial: Trial, folder: Path) -> Path:
+def _write_json(path: Path, document: Any) -> None:
+    """Whole or not at all."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def _code_of(store: Store, sha256: str | None, folder: Path) -> Path:
     """The code that the trial ran, unpacked."""
-    sha256 = trial.snapshot or store.record().snapshot
     archive = folder.with_suffix(".zip")
     if sha256 is None or not store.get_file(snapshot_name(sha256), archive):
-        raise UsageError(f"the code that trial {trial.number} ran is no longer in the store")
+        raise UsageError("the code that the trial ran is no longer in the store")
     shutil.rmtree(folder, ignore_errors=True)
     snapshots.unpack(archive, folder)
     return folder

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from hpo.training.torch import device_for, fit, seed_everything
+from hpo.training.torch import device_for, fit, save_whole, seed_everything
 from objectives import vgg19_torch as vgg19
 
 ACTIVATIONS = {"relu": nn.ReLU, "selu": nn.SELU, "tanh": nn.Tanh}
@@ -47,7 +47,10 @@ def train_vgg19(params, run, images, *, weights, **settings):
     fitted = _train(params, run, model, outputs, **settings)
     if run.final is not None:
         whole = nn.Sequential(vgg19.frozen(weights, is_fine_tuned), model).cpu().eval()
-        _keep_whole(whole, torch.from_numpy(images.train[0][:2].copy()), run.directory)
+        # In place of what `fit` has left, which begins behind the frozen layers.
+        torch.save(whole.state_dict(), run.directory / "model.pt")
+        example = torch.from_numpy(images.train[0][:2].copy())
+        run.final.load_line = save_whole(whole, example, run.directory)
     return replace(fitted, dataset=images.describe()).as_result()
 
 
@@ -133,11 +136,3 @@ def _train(params, run, model, data, **settings):
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = OPTIMIZERS[params["optimizer"]](parameters, lr=params["learning_rate"])
     return fit(run, model, data, batch_size=params["batch_size"], optimizer=optimizer, **settings)
-
-
-def _keep_whole(model, example, directory):
-    """In place of what `fit` has left, which begins behind the frozen layers; the same line loads it."""
-    torch.save(model.state_dict(), directory / "model.pt")
-    batch = torch.export.Dim("batch")
-    exported = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
-    torch.export.save(exported, directory / "model.pt2")

@@ -75,6 +75,7 @@ def best(
         default = f"{study}-best" if number is None else f"{study}-trial-{number}"
         winner = _train(opened, trial, on or "train", is_tested, to or Path(default), sets, gpus)
         location = _log(opened, winner)
+        winner.tidy()
     if as_json:
         echo_json(
             winner.document()
@@ -88,12 +89,15 @@ def best(
             }
         )
         return
-    click.echo(f"trial {trial.number} of {study}, trained on {winner.final.on}: loss {winner.loss:.6g}")
+    # Without validation data there is no loss to compare with the trials'.
+    kind = "loss" if winner.final.on == "train" else "training loss"
+    click.echo(f"trial {trial.number} of {study}, trained on {winner.final.on}: {kind} {winner.loss:.6g}")
     if winner.final.report:
         click.echo(f"\non the test data:\n\n{winner.final.report}")
     click.echo(f"files:  {winner.folder}")
     if winner.final.load_line:
-        click.echo(f"load:   {winner.final.load_line}  (in that folder)")
+        module = winner.final.load_line.partition(".")[0]
+        click.echo(f"load:   import {module}; model = {winner.final.load_line}  # in that folder")
     if location is not None:
         click.echo(f"MLflow: run {location.run_id} in {location.tracking_uri}")
 
@@ -128,7 +132,11 @@ def _train(
         click.echo(text, err=True)
 
     say(f"training trial {trial.number} of {store.study} on {on}, into {folder}")
-    return train(store, trial, final, folder, settings=parse_settings(sets), gpus=devices, say=say)
+    try:
+        return train(store, trial, final, folder, settings=parse_settings(sets), gpus=devices, say=say)
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on")
+        raise
 
 
 def _log(store: Store, winner: Winner) -> Location | None:
@@ -136,7 +144,8 @@ def _log(store: Store, winner: Winner) -> Location | None:
     from hpo.tracking.mlflow.final import log_final
 
     tags: dict[str, Any] = {"hpo.trained_on": winner.final.on, "hpo.final_of": str(winner.trial.number)}
-    figures = {"loss": winner.loss, "seconds": winner.ended - winner.started}
+    figures = {"seconds": winner.ended - winner.started}
+    figures |= {"loss": winner.loss} if winner.final.on == "train" else {}
     figures |= {
         f"test/{name}": value
         for name, value in flat(winner.result.get("test") or {}).items()
@@ -151,6 +160,7 @@ def _log(store: Store, winner: Winner) -> Location | None:
             figures=figures,
             epochs=winner.epochs,
             folder=winner.folder,
+            logged=winner.logged,
             started=winner.started,
             ended=winner.ended,
         )

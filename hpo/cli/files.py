@@ -37,7 +37,10 @@ def files(study: str, trial: int, store: str, to: Path | None) -> None:
     with contextlib.closing(connect(store)) as catalog:
         opened = catalog.open(study)
         opened.trial(trial)  # an unknown one is an error, not an empty list
-        for file in opened.files(trial):
+        kept = opened.files(trial)
+        if not kept:
+            click.echo(f"trial {trial} left no files", err=True)
+        for file in kept:
             name = file.name.removeprefix(ARTIFACTS)
             if to is None:
                 click.echo(f"{file.size:>12}  {name}")

@@ -120,8 +120,9 @@ def _show_trial(store: Store, number: int, as_json: bool) -> None:
     if trial.error is not None:
         lines["error"] = f"{trial.error.kind}: {trial.error.reason}"
     lines |= {f"  {name}": value for name, value in flat(trial.params).items()}
-    lines |= _times(_epoch_time(trial)) | _data(trial.result.get("dataset"))
-    result = {name: value for name, value in trial.result.items() if name not in ("epoch_time", "dataset")}
+    shown = {"epoch_time": _times(_epoch_time(trial)), "dataset": _data(trial.result.get("dataset"))}
+    lines |= shown["epoch_time"] | shown["dataset"]
+    result = {name: value for name, value in trial.result.items() if not shown.get(name)}
     lines |= {f"result.{name}": value for name, value in flat(result).items()} if result else {}
     width = max(len(name) for name in lines)
     for name, value in lines.items():
@@ -155,8 +156,7 @@ def _times(times: dict[str, Any]) -> dict[str, Any]:
     parts = shares.items() if isinstance(shares, dict) else ()
     median, first = _short(times.get("median_epoch"), 3), _short(times.get("first_epoch"), 3)
     return {
-        "epochs": times.get("epochs"),
-        "epoch": f"{median} s (the first {first} s)",
+        "epoch": f"{median} s, the median of {times.get('epochs')} (the first {first} s)",
         "of it": ", ".join(f"{name} {share:.0%}" for name, share in parts if isinstance(share, float | int)),
         "cause": times.get("cause"),
         "advice": times.get("advice") or None,

@@ -20,6 +20,8 @@ thresholds are the constants below, with their reasons.
 | compute_bound | steps take `STEPS` of it |
 | none | nothing of that |
 
+What takes less than `WORTH_SECONDS` of an epoch is no cause: nobody gains by mending it.
+
 From input to overhead, the one that exceeds its threshold by the largest factor is the cause: each can be
 mended by itself, and the largest gives most. Waiting for a core comes first where threads wait for one
 another, which can make steps 40 times slower; a single thread on a busy machine loses only its wait.
@@ -33,7 +35,7 @@ this errs towards compute. Without validation examples, a step that is `SHORT_ST
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -56,6 +58,7 @@ WAITED_ALONE = 0.5  # the training could be twice as fast on a quiet machine
 BUSY = 0.8  # a GPU that is idle a fifth of the time has room for both
 WARM_UP = 0.25  # without it the training would be a third faster
 WARM_UP_SECONDS = 0.5  # less is lost in the trial's own start
+WORTH_SECONDS = 0.05  # a hundred epochs would be five seconds shorter
 INPUT = 0.25  # steps fed in time would make epochs a third faster
 VALIDATION = 0.3  # a validation set of a quarter of the data takes 8 % if it runs as fast as training does
 CALLBACKS = 0.15  # they compute nothing that the training needs
@@ -220,15 +223,16 @@ def _warm_up(e: Evidence) -> Finding | None:
 
 def _largest(e: Evidence) -> Finding | None:
     """Of what can be mended by itself, the one that exceeds its threshold most."""
-    parts: list[tuple[float, Callable[[Evidence], Finding]]] = [
-        (e.shares.get("data", 0.0) / INPUT, _input_bound),
-        (e.shares.get("validation", 0.0) / VALIDATION, _validation_bound),
-        (e.shares.get("callbacks", 0.0) / CALLBACKS, _callback_bound),
-        (min(e.waited_share, (e.wait_seconds or 0.0) / (e.seconds or 1.0)) / WAITED_ALONE, _waited),
-        (e.shares.get("step", 0.0) * e.fixed_share / OVERHEAD, _overhead_bound),
-    ]
-    factor, finding = max(parts, key=lambda part: part[0])
-    return finding(e) if factor >= 1 else None
+    shares = {
+        _input_bound: (e.shares.get("data", 0.0), INPUT),
+        _validation_bound: (e.shares.get("validation", 0.0), VALIDATION),
+        _callback_bound: (e.shares.get("callbacks", 0.0), CALLBACKS),
+        _waited: (min(e.waited_share, (e.wait_seconds or 0.0) / (e.seconds or 1.0)), WAITED_ALONE),
+        _overhead_bound: (e.shares.get("step", 0.0) * e.fixed_share, OVERHEAD),
+    }
+    finding, (share, threshold) = max(shares.items(), key=lambda item: item[1][0] / item[1][1])
+    is_worth_it = share * e.median_epoch >= WORTH_SECONDS
+    return finding(e) if share >= threshold and is_worth_it else None
 
 
 def _input_bound(e: Evidence) -> Finding:
@@ -282,7 +286,7 @@ def _overhead_bound(e: Evidence) -> Finding:
 
 def _steps(e: Evidence) -> Finding | None:
     """What is most of the steps, where they are most of the epoch."""
-    if e.step_ms is None or e.shares.get("step", 0.0) < STEPS:
+    if e.step_ms is None or e.shares.get("step", 0.0) < STEPS or e.seconds_of("step") < WORTH_SECONDS:
         return None
     if e.fixed_share >= OVERHEAD:
         return _overhead_bound(e)

@@ -251,7 +251,8 @@ def environment_of_workers(workers: int) -> dict[str, str]:
     ``max(1, cores // workers)``, and waiting threads sleep. It must be set before a framework is imported.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = str(max(1, cores // workers))
+    # Who sets one limit means them all: Keras on TensorFlow would not ask OpenMP.
+    share = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // workers))
     ours = dict.fromkeys(
         (
             "OMP_NUM_THREADS",

@@ -88,6 +88,7 @@ class Clock:
         self._later: deque[EpochTiming] = deque(maxlen=KEPT_EPOCHS)
         self._has_begun = False
         self._loop: object = None  # the `batches` that switched last
+        self._counting: object = None  # the `batches` whose steps count
         self._phase = "other"
         self._since = 0.0
         self._seconds: dict[str, float] = {}
@@ -146,12 +147,18 @@ class Clock:
         try:
             for batch in loader:
                 switch("step")
-                self._steps += 1
-                self._examples += examples_in(batch)
+                # Of loops inside of one another, and of zipped ones, the first counts.
+                if self._counting is None:
+                    self._counting = me
+                if self._counting is me:
+                    self._steps += 1
+                    self._examples += examples_in(batch)
                 yield batch
                 switch("data")
                 self._loop = me
         finally:
+            if self._counting is me:
+                self._counting = None
             # A loop that was left by `break` and kept in a variable is closed later, in somebody else's
             # phase, and must not change it.
             if self._loop is me and self._phase in ("data", "step"):
@@ -208,6 +215,7 @@ class Clock:
         else:
             self._later.append(timing)
         self.epochs += 1
+        self._counting = None
         self._start(self._since)
         self._look_for_device()
         return timing

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
+import http.client
 import math
 import os
 import tempfile
@@ -16,7 +17,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,7 @@ class Dataset:
     ``train`` is for fitting, ``validation`` for the loss a study minimizes, ``test`` for one look at the
     end: a study that sees it has nothing left to be judged by. ``class_names``: class 0, 1, ...; none for a
     regression, whose targets are ``target_names``. ``source``: where the data come from, for people.
+    ``rows``: by part, the examples' numbers there, ``(examples,)``, so that a prediction can be looked up.
 
     NumPy arrays become read-only here, as every trial of a process shares them (the caller's own stay as they
     are). Raises UsageError for a part that is empty, whose inputs and targets differ in length, or that has
@@ -53,9 +55,10 @@ class Dataset:
     name: str = "data"
     target_names: tuple[str, ...] = ("target",)
     source: str = ""
+    rows: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "class_names", tuple(str(name) for name in self.class_names))
+        object.__setattr__(self, "class_names", tuple(str(name) for name in self.class_names or ()))
         for part, data in self._parts().items():
             if is_arrays(data):
                 _check_part(f"{self.name}: {part}", data, len(self.class_names))
@@ -127,6 +130,7 @@ def digits(seed: int = 0, *, images: bool = False) -> Dataset:
         class_names=tuple("0123456789"),
         name="digits",
         source="sklearn.datasets.load_digits",
+        rows={"train": train, "validation": validation, "test": test},
     )
 
 
@@ -289,7 +293,8 @@ def _images(
         pixels -= np.float32(shift)
         pixels /= np.float32(divisor)
         scaled[part] = (pixels, labels[selected].astype(np.int64))
-    return Dataset(**scaled, class_names=class_names, name=name, source=str(place))
+    numbers = {part: selected for part, (_, _, selected) in chosen.items()}
+    return Dataset(**scaled, class_names=class_names, name=name, source=str(place), rows=numbers)
 
 
 def read_idx(path: str | Path) -> NDArray[Any]:
@@ -463,7 +468,7 @@ def _downloaded_fashion() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         for file in missing:
             _download(FASHION_URL + file, folder / file, FASHION_MD5[file])
-    except OSError as error:  # urllib's errors are OSErrors, too
+    except (OSError, http.client.HTTPException) as error:  # urllib's own errors are OSErrors, too
         raise UsageError(
             f"Fashion-MNIST can't be downloaded from {FASHION_URL}: {error}",
             hint=f"fetch {', '.join(FASHION_MD5)} from there on another machine and put them into {folder}, "

@@ -4,7 +4,7 @@ leave behind. It knows no framework: weights, optimizers and checkpoints are the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -88,7 +88,8 @@ class Training:
 
     ``train``, ``validation``: the parts to use; ``validation`` is None when it was added to ``train``.
     ``epoch``: the one to train next, from 0. ``are_logits``: whether a classifier's outputs are logits or
-    probabilities. Raises UsageError for arguments that can't be trained with.
+    probabilities. ``concatenate``: joins arrays of the loop's own kind. Raises UsageError for arguments that
+    can't be trained with.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Training:
         minimize: str = "loss",
         patience: int | None = None,
         are_logits: bool = True,
+        concatenate: Callable[[Sequence[Any]], Any] = np.concatenate,
     ) -> None:
         counts = {"epochs": epochs} | ({} if patience is None else {"patience": patience})
         check_counts(counts)
@@ -111,6 +113,11 @@ class Training:
         self.epochs = epochs
         self.train, self.validation = data.train, data.validation
         self.progress = Progress()
+        if data.validation is None:
+            raise UsageError(
+                f"the data set {data.name!r} has no validation part",
+                "a study minimizes what a model does on examples that it was not trained on",
+            )
         if run.final is not None:
             run.final.was_seen = True
             if run.final.test and data.test is None:
@@ -118,7 +125,7 @@ class Training:
                     f"the data set {data.name!r} has no test part", "leave --test out, or give it one"
                 )
             if run.final.on == "train+validation":
-                self.train, self.validation = _joined(data), None
+                self.train, self.validation = _joined(data, concatenate), None
                 # Nothing is left to say when to stop: the trial's best epoch does.
                 self.epochs, self._patience = run.final.epochs or epochs, None
 
@@ -143,16 +150,12 @@ class Training:
 
         Raises FloatingPointError for a loss that is none.
         """
-        metrics = {"loss": train_loss, "train_loss": train_loss}
+        metrics = {"train_loss": train_loss}
         if evaluated is not None:
             with self._run.phase("validation"):
                 figures = self._figures(evaluated)
                 minimized = self.task.minimized(self._minimize, evaluated.loss, figures)
-            metrics = {
-                "loss": minimized,
-                "validation_loss": evaluated.loss,
-                "train_loss": train_loss,
-            } | figures
+            metrics = {"loss": minimized, "validation_loss": evaluated.loss} | metrics | figures
         metrics = {**(more or {}), **metrics, "learning_rate": learning_rate}
         for name in ("train_loss", "validation_loss", "loss"):
             if not math.isfinite(metrics.get(name, 0.0)):
@@ -170,7 +173,7 @@ class Training:
     def report(self) -> None:
         """Tell the study of the last epoch; raises TrialPruned when it wants no more."""
         metrics = dict(self.progress.last or {})
-        self._run.report(self.progress.epochs - 1, metrics.pop("loss"), **metrics)
+        self._run.report(self.progress.epochs - 1, metrics.pop("loss", None), **metrics)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to keep beside the weights; JSON holds it."""
@@ -193,7 +196,7 @@ class Training:
         asked for, into ``run.directory``. ``evaluate``: a part of the data -> Evaluated."""
         best = dict(self.progress.best or {})
         fit = Fit(
-            loss=best["loss"],
+            loss=best.get("loss", best["train_loss"]),
             train_loss=best["train_loss"],
             validation_loss=best.get("validation_loss"),
             best_epoch=self.progress.best_epoch,
@@ -202,10 +205,10 @@ class Training:
             dataset=self._data.describe(),
         )
         if self.validation is not None:
-            self._write("", evaluate(self.validation))
+            self._write("", "validation", evaluate(self.validation))
         if self._run.final is not None and self._run.final.test:
             evaluated = evaluate(self._data.test)
-            self._run.final.report = self._write("test", evaluated)
+            self._run.final.report = self._write("test", "test", evaluated)
             fit = replace(fit, test={"loss": evaluated.loss} | self._figures(evaluated))
         return fit
 
@@ -213,10 +216,37 @@ class Training:
         predicted = self.task.predict(evaluated.outputs, are_logits=self._are_logits)
         return self.task.metrics(evaluated.targets, predicted)
 
-    def _write(self, folder: str, evaluated: Evaluated) -> str:
+    def _write(self, folder: str, part: str, evaluated: Evaluated) -> str:
         directory = self._run.directory / folder
         directory.mkdir(exist_ok=True)
-        return self.task.write(directory, evaluated.targets, evaluated.outputs, are_logits=self._are_logits)
+        return self.task.write(
+            directory,
+            evaluated.targets,
+            evaluated.outputs,
+            are_logits=self._are_logits,
+            index=self._data.rows.get(part),
+            title=f"{self._data.name}, {part}",
+        )
+
+
+def _joined(data: Dataset, concatenate: Callable[[Sequence[Any]], Any]) -> Any:
+    """The training and the validation examples as one part."""
+    parts = (data.train, data.validation)
+    if not all(is_arrays(part) for part in parts):
+        raise UsageError(
+            f"the parts of the data set {data.name!r} come in batches, and can't be joined",
+            "leave --on out, or give arrays",
+        )
+
+    def join(leaves: Sequence[Any]) -> Any:
+        first = leaves[0]
+        if isinstance(first, Mapping):
+            return {key: join([leaf[key] for leaf in leaves]) for key in first}
+        if isinstance(first, tuple | list):
+            return tuple(join(group) for group in zip(*leaves, strict=True))
+        return concatenate(leaves)
+
+    return join(parts)
 
 
 def check_counts(counts: Mapping[str, Any]) -> None:
@@ -228,17 +258,5 @@ def check_counts(counts: Mapping[str, Any]) -> None:
     ]
     if faults:
         raise UsageError(
-            "; ".join(faults),
-            "counts are integers from 1 (in a space: scope.int(hp.quniform(...)))",
+            "; ".join(faults), "counts are integers from 1 (in a space: scope.int(hp.quniform(...)))"
         )
-
-
-def _joined(data: Dataset) -> Any:
-    """The training and the validation examples as one part."""
-    parts = (data.train, data.validation)
-    if not all(is_arrays(part) for part in parts):
-        raise UsageError(
-            f"the parts of the data set {data.name!r} are no pairs of arrays, and can't be joined",
-            "leave --on out, or give arrays",
-        )
-    return tuple(np.concatenate([np.asarray(part[i]) for part in parts]) for i in (0, 1))

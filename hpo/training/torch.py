@@ -25,7 +25,7 @@ import math
 import os
 import random
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +39,7 @@ from hpo.training.data import Data, Dataset, is_arrays
 from hpo.training.evaluation import Regression, Task
 from hpo.training.fitting import Evaluated, Fit, Training, check_counts
 
-__all__ = ["Evaluated", "Fit", "device_for", "evaluate", "fit", "seed_everything"]
+__all__ = ["Evaluated", "Fit", "device_for", "evaluate", "fit", "save_whole", "seed_everything"]
 
 Batch = tuple[Any, torch.Tensor]
 """``(inputs, targets)``: ``(examples, …)`` each; inputs may be tuples or dicts of such tensors."""
@@ -121,7 +121,9 @@ def fit(
     counts |= {} if batch_size is None else {"batch_size": batch_size}
     check_counts(counts if patience is None else counts | {"patience": patience})
     _check(data, batch_size, scheduler, scheduler_interval, precision, clip_norm, data_on)
-    training = Training(run, data, epochs=epochs, minimize=minimize, patience=patience)
+    training = Training(
+        run, data, epochs=epochs, minimize=minimize, patience=patience, concatenate=_concatenated
+    )
     loss = loss or default_loss(training.task)
 
     device = device_for(run)
@@ -161,7 +163,8 @@ def fit(
         is_best = training.record(train_loss, learning_rate, result)
         with run.phase("callbacks"):
             if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-                scheduler.step((training.progress.last or {})["loss"])
+                last = training.progress.last or {}
+                scheduler.step(last.get("loss", last["train_loss"]))
             elif scheduler is not None and scheduler_interval == "epoch":
                 scheduler.step()
             if is_best:
@@ -173,7 +176,8 @@ def fit(
     if keep_model or run.final is not None:
         torch.save(best_weights, run.directory / "model.pt")
     if run.final is not None:
-        run.final.load_line = _keep_whole(model, train, device, run.directory)
+        inputs, _ = train if is_arrays(train) else next(_pairs(train))
+        run.final.load_line = save_whole(model, inputs, run.directory)
     return training.finish(evaluated)
 
 
@@ -419,6 +423,11 @@ def _tensor(values: Any, dtype: torch.dtype, home: torch.device | None) -> torch
     return values.to(home or values.device, dtype if values.is_floating_point() else values.dtype)
 
 
+def _concatenated(parts: Sequence[Any]) -> Any:
+    is_tensors = all(isinstance(part, torch.Tensor) for part in parts)
+    return torch.cat(list(parts)) if is_tensors else np.concatenate(parts)
+
+
 def _each(values: Any, change: Callable[[Any], Any]) -> Any:
     """The same tuple, list or dict with every array or tensor in it changed."""
     if isinstance(values, Mapping):
@@ -489,11 +498,15 @@ class _Checkpoint:
         return document["best_weights"]
 
 
-def _keep_whole(model: torch.nn.Module, train: Any, device: torch.device, directory: Path) -> str:
-    """Write the model, on the CPU and for batches of any size; the line that loads it."""
+def save_whole(model: torch.nn.Module, inputs: Any, directory: Path) -> str:
+    """Write the model so that one line loads it, without its code where PyTorch can export it; the line.
+
+    Args: inputs: some examples as the model takes them; the exported one takes batches of any size, on the
+    CPU. Writes ``model.pt2``, or ``whole_model.pt`` with a warning. The model is left on its device.
+    """
+    device = _device_of(model)
     model.eval().cpu()
     try:
-        inputs, _ = train if is_arrays(train) else next(_pairs(train))
         # Two examples, also of a single one: of a batch of one, export would make a constant.
         example = _each(inputs, lambda values: torch.cat([values[:2], values[:2]])[:2].cpu())
         dimension = torch.export.Dim("batch")
@@ -506,7 +519,7 @@ def _keep_whole(model: torch.nn.Module, train: Any, device: torch.device, direct
         warnings.warn(
             f"the model can't be exported ({type(error).__name__}) and was pickled: "
             "loading it needs the code of its class",
-            stacklevel=3,
+            stacklevel=2,
         )
         torch.save(model, directory / "whole_model.pt")
         return 'torch.load("whole_model.pt", weights_only=False)'

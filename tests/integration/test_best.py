@@ -31,6 +31,8 @@ def objective(params, run):
         done.write_text(str(epoch + 1))
         run.report(epoch, params["x"] / (epoch + 1))
     (run.directory / "model.txt").write_text("a model")
+    import mlflow
+    mlflow.log_metric("mine", 7)
     return params["x"]
 """
 
@@ -141,22 +143,51 @@ def test_a_folder_that_is_finished_is_left_alone(trained):
     assert "--to" in again.stderr
 
 
-def test_a_training_that_was_killed_goes_on_with_the_next_command(project):
+@pytest.fixture(scope="module")
+def killed(make_project):
+    """A winner whose training was killed in its third epoch: the project and how the command ended."""
+    project = make_project()
     project.write(KILLED)
-    assert project.hpo("optimize", "study.py", "--max-evals", 1, "--tracking-uri", "none").code == 0
+    project.write(KILLED, name="other.py")
+    for name in ("study", "other"):
+        assert project.hpo("optimize", f"{name}.py", "--max-evals", 1).code == 0
     (project.folder / "armed").touch()
+    first = project.hpo("best", "study", "--train", "--to", "won")
+    shutil.copytree(project.folder / "won", project.folder / "unfinished-copy")
+    return project, first
 
-    killed = project.hpo("best", "study", "--train")
-    finished = project.hpo("best", "study", "--train", "--json")
 
-    assert killed.code == -9
+def test_a_training_that_was_killed_goes_on_with_the_next_command(killed):
+    from mlflow.tracking import MlflowClient
+
+    project, first = killed
+
+    finished = project.hpo("best", "study", "--train", "--to", "won", "--json")
+
+    assert first.code == -9
     assert finished.code == 0, finished
     assert "attempt 2 from 2" in finished.stderr
-    assert sorted(path.name for path in (project.folder / "study-best").iterdir()) == [
-        "model.txt",
-        "summary.json",
-    ]
-    assert finished.json["mlflow"] is None
+    left = {path.name for path in (project.folder / "won").iterdir()}
+    assert left == {".gitignore", "model.txt", "summary.json"}
+    client = MlflowClient(finished.json["mlflow"]["tracking_uri"])
+    run_id = finished.json["mlflow"]["run_id"]
+    curve = client.get_metric_history(run_id, "loss")
+    assert [point.step for point in curve] == [0, 1, 2, 3, 4]  # the last one is what was returned
+    assert client.get_run(run_id).data.metrics["mine"] == 7
+    assert {file.path for file in client.list_artifacts(run_id)} == {"model.txt", "summary.json"}
+
+
+@pytest.mark.parametrize(
+    ("command", "difference"),
+    [(["other"], "study: study -> other"), (["study", "--on", "train+validation"], "on: train -> ")],
+)
+def test_an_unfinished_training_is_not_taken_for_another(killed, command, difference):
+    project, _ = killed
+
+    refused = project.hpo("best", command[0], "--train", *command[1:], "--to", "unfinished-copy")
+
+    assert refused.code == 2
+    assert difference in refused.stderr
 
 
 def test_an_objective_that_does_not_look_at_the_final_training_is_told_so(project):
@@ -168,17 +199,36 @@ def test_an_objective_that_does_not_look_at_the_final_training_is_told_so(projec
 
     assert tested.code == 2
     assert "run.final" in tested.stderr
+    assert not (project.folder / "tested").exists()
     assert plain.code == 0, plain
 
 
-def test_a_training_that_fails_says_why(project):
-    project.write("def objective(params, *, divisor=1):\n    return params['x'] / divisor")
+def test_what_was_trained_is_no_code_of_the_project(killed):
+    project, _ = killed
+
+    again = project.hpo("optimize", "study.py", "--max-evals", 2)
+
+    assert again.code == 0
+    assert "the code has changed" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"), [("divisor=0", "ZeroDivisionError"), ("leaves=true", "called sys.exit(0)")]
+)
+def test_a_training_that_fails_says_why(project, setting, reason):
+    project.write("""
+        def objective(params, *, divisor=1, leaves=False):
+            if leaves:
+                raise SystemExit(0)
+            return params["x"] / divisor
+    """)
     assert project.hpo("optimize", "study.py", "--max-evals", 1, "--tracking-uri", "none").code == 0
 
-    failed = project.hpo("best", "study", "--train", "--set", "divisor=0")
+    failed = project.hpo("best", "study", "--train", "--set", setting)
 
     assert failed.code == 3
-    assert "TrainingFailed: ZeroDivisionError" in failed.stderr
+    assert "TrainingFailed" in failed.stderr
+    assert reason in failed.stderr
 
 
 @pytest.mark.parametrize("options", [["--test"], ["--on", "train"], ["--to", "x"], ["--set", "a=1"]])

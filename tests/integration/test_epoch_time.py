@@ -87,7 +87,7 @@ def test_a_batch_size_of_one_is_overhead(run: Run) -> None:
 
 
 def test_large_batches_through_a_large_model_are_computing(run: Run) -> None:
-    found = train(run, batch_size=629, units=1500, epochs=2)
+    found = train(run, batch_size=629, units=8000, epochs=2)
 
     assert found["cause"] == "compute_bound"
     assert "2 steps of" in found["advice"]
@@ -106,10 +106,10 @@ def test_a_loader_that_waits_is_input_bound(run: Run) -> None:
 
 
 def test_heavy_validation_is_named(run: Run) -> None:
-    found = train(run, batch_size=256, validations=300, epochs=2)
+    found = train(run, batch_size=256, validations=2000, epochs=2)
 
     assert found["cause"] == "validation_bound"
-    assert f"{300 * 270} examples" in found["advice"]
+    assert f"{2000 * 270} examples" in found["advice"]
 
 
 def test_a_slow_callback_is_named(run: Run) -> None:

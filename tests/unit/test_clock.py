@@ -110,6 +110,20 @@ def test_phases_within_phases_take_their_own_time_away(clock: Clock, time: Time)
     assert phases(clock.end_epoch()) == {"callbacks": 5, "validation": 2}
 
 
+def test_of_loops_inside_of_one_another_and_of_zipped_ones_the_first_counts(run: Run, time: Time) -> None:
+    for _ in run.batches(slow_loader(time, batches=2)):
+        for _ in run.batches(slow_loader(time, batches=3)):
+            pass
+    nested = run.clock.end_epoch()
+    for _ in zip(
+        run.batches(slow_loader(time, batches=2)), run.batches(slow_loader(time, batches=2)), strict=True
+    ):
+        pass
+    zipped = run.clock.end_epoch()
+
+    assert (nested.steps, zipped.steps) == (2, 2)
+
+
 def test_the_phase_is_restored_after_an_error_and_a_break(run: Run, clock: Clock, time: Time) -> None:
     def fails() -> None:
         for _ in run.batches(slow_loader(time)):

@@ -693,3 +693,18 @@ def test_the_callers_arrays_stay_writable():
 def test_a_part_that_cannot_be_learned_from_is_named(part, message):
     with pytest.raises(UsageError, match=message):
         Dataset(pair(), part, class_names=tuple("abcd"), name="lab")
+
+
+def test_a_data_set_knows_the_rows_its_examples_came_from():
+    from sklearn.datasets import load_digits
+
+    data = digits()
+
+    assert (load_digits().target[data.rows["validation"]] == data.validation[1]).all()
+    assert sorted(np.concatenate(list(data.rows.values()))) == list(range(1797))
+
+
+def test_no_class_names_may_be_written_as_none():
+    part = (np.zeros((4, 2), np.float32), np.arange(4.0))
+
+    assert Dataset(train=part, validation=part, class_names=None).task == Regression()

@@ -289,3 +289,11 @@ def test_the_table_in_the_documentation_names_every_cause() -> None:
     assert epochs.__doc__ is not None
 
     assert [cause for cause in get_args(Cause) if f"| {cause} |" not in epochs.__doc__] == []
+
+
+@pytest.mark.parametrize("cause", ["input_bound", "validation_bound", "callback_bound", "overhead_bound"])
+def test_what_takes_less_than_a_twentieth_of_a_second_of_an_epoch_is_no_cause(cause: str) -> None:
+    quick = replace(CASES[cause], first_epoch=0.05, median_epoch=0.05)
+
+    assert diagnose(CASES[cause])[0] == cause
+    assert diagnose(quick)[0] == "none"

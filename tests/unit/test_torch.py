@@ -974,6 +974,58 @@ def test_the_winner_can_be_trained_on_the_validation_data_too(tmp_path):
     assert (run.directory / "test" / "classification_report.txt").exists()
 
 
+@pytest.mark.parametrize("kind", ["tuple", "dict", "tensors"])
+def test_parts_of_any_arrays_are_joined_for_the_winner(tmp_path, kind):
+    run = new_run(tmp_path / "final", final=Final(on="train+validation", epochs=1))
+
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(5, 3)
+
+        def forward(self, inputs):
+            first = inputs[0] if kind == "tuple" else inputs["a"] if kind == "dict" else inputs
+            return self.layer(first.float())
+
+    def part(seed):
+        inputs, targets = blobs(seed=seed)
+        shaped = {"tuple": (inputs, inputs), "dict": {"a": inputs, "b": inputs}}
+        tensors = torch.tensor(inputs).bfloat16(), torch.tensor(targets)
+        return tensors if kind == "tensors" else (shaped[kind], targets)
+
+    model = Joined()
+    data = Dataset(train=part(0), validation=part(1), class_names=("a", "b", "c"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    fit(run, model, data, epochs=3, batch_size=45, optimizer=optimizer)
+
+    assert run.send.reports[0]["time/steps"] == 4
+    assert "loss" not in {name for name, value in run.send.reports[0].items() if value is not None}
+
+
+def test_a_data_set_without_validation_is_refused(tmp_path):
+    run = new_run(tmp_path / "trial")
+    model = network()
+    data = Dataset(train=blobs(), validation=None, class_names=("a", "b", "c"))
+
+    with pytest.raises(UsageError, match="no validation part"):
+        fit(run, model, data, epochs=1, batch_size=16, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def test_predictions_name_the_rows_of_the_data_set(tmp_path):
+    import pandas
+
+    run = new_run(tmp_path / "trial")
+    rows = np.arange(90) * 7
+    data = Dataset(
+        train=blobs(), validation=blobs(seed=1), class_names=("a", "b", "c"), rows={"validation": rows}
+    )
+    model = network()
+
+    fit(run, model, data, epochs=1, batch_size=16, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+
+    assert pandas.read_parquet(run.directory / "predictions.parquet")["index"].tolist() == rows.tolist()
+
+
 def test_a_schedule_by_steps_is_that_of_the_trial_when_there_are_more_data(tmp_path):
     trial = new_run(tmp_path / "trial")
     final = new_run(tmp_path / "final", final=Final(on="train+validation", epochs=6))

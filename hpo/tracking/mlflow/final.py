@@ -10,6 +10,7 @@ from hpo.core.trial import Report
 from hpo.stores.protocol import Store
 from hpo.tracking.mlflow.address import Location, location_of
 from hpo.tracking.mlflow.client import explained, quiet_client, silence
+from hpo.tracking.mlflow.logged import Logged, artifacts, read
 from hpo.tracking.mlflow.shown import milliseconds, points, report_metrics, texts_of
 
 
@@ -22,13 +23,14 @@ def log_final(
     figures: Mapping[str, float],
     epochs: tuple[Report, ...],
     folder: Path,
+    logged: Path,
     started: float,
     ended: float,
 ) -> Location | None:
     """Write it where the study is in MLflow; None where the study is in none.
 
-    ``figures``: last values, by name. ``folder``: its files become the run's artifacts. The run has no
-    parent. Raises TrackingUnreachable.
+    ``figures``: last values, by name. ``folder``: its files become the run's artifacts. ``logged``: what the
+    objective logged itself, if it is there. The run has no parent. Raises TrackingUnreachable.
     """
     location = location_of(store.record())
     if location is None:
@@ -44,13 +46,21 @@ def log_final(
             run_name=name,
         ).info.run_id
         metrics = [metric for report in epochs for metric in report_metrics(report)]
-        metrics += points(figures, len(epochs), ended)
+        metrics += points(figures, epochs[-1].epoch + 1 if epochs else 0, ended)
+        texts = texts_of(params)
+        own = read(logged, {metric.key for metric in metrics}, texts) if logged.is_dir() else Logged()
         client.log_batch(
             run_id,
-            metrics,
-            [Param(key, value) for key, value in texts_of(params).items()],
-            [RunTag("hpo.study", store.study)],
+            [*metrics, *own.metrics],
+            [Param(key, value) for key, value in {**texts, **own.params}.items()],
+            [RunTag(key, value) for key, value in {**own.tags, "hpo.study": store.study}.items()],
         )
-        client.log_artifacts(run_id, str(folder))
+        for path in sorted(folder.iterdir()):
+            if path != logged.parent and not path.name.startswith("."):
+                upload = client.log_artifact if path.is_file() else client.log_artifacts
+                upload(run_id, str(path), *([] if path.is_file() else [path.name]))
+        if logged.is_dir():
+            for path, target in artifacts(logged):
+                client.log_artifacts(run_id, str(path), target)
         client.set_terminated(run_id, "FINISHED", milliseconds(ended))
     return Location(location.tracking_uri, location.experiment_id, run_id)
