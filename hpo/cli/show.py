@@ -156,7 +156,7 @@ def _times(times: dict[str, Any]) -> dict[str, Any]:
     parts = shares.items() if isinstance(shares, dict) else ()
     median, first = _short(times.get("median_epoch"), 3), _short(times.get("first_epoch"), 3)
     return {
-        "epoch": f"{median} s, the median of {times.get('epochs')} (the first {first} s)",
+        "epoch time": f"{median} s, the median of {times.get('epochs')} (the first {first} s)",
         "of it": ", ".join(f"{name} {share:.0%}" for name, share in parts if isinstance(share, float | int)),
         "cause": times.get("cause"),
         "advice": times.get("advice") or None,

@@ -514,7 +514,7 @@ def test_a_missing_package_costs_its_file_and_one_warning(tmp_path, monkeypatch,
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, package, None)
 
-    with pytest.warns(UserWarning, match=r"pip install 'hpo\[torch\]'") as caught:
+    with pytest.warns(UserWarning, match=r"pip install 'hpo\[report\]'") as caught:
         Classification(("no", "yes")).write(tmp_path, [0, 1], np.array([0.5, -0.5]))
 
     assert [left_out in str(warning.message) for warning in caught] == [True]
