@@ -9,6 +9,9 @@ from objectives import vgg19_keras as vgg19
 
 # They keep the signal's variance through many layers; SELU's is LeCun's (Klambauer et al. 2017).
 INITIALIZERS = {"relu": "he_normal", "selu": "lecun_normal", "tanh": "glorot_uniform"}
+# PyTorch's. With Keras' own 0.99, the moving averages take epochs to forget where they began, and short
+# trainings are validated on other activations than they were trained on.
+NORMALIZATION = {"momentum": 0.9, "epsilon": 1e-5}
 POOLINGS = {"max": keras.layers.MaxPooling2D, "average": keras.layers.AveragePooling2D}
 OPTIMIZERS = {
     "adam": keras.optimizers.Adam,
@@ -81,7 +84,7 @@ def convolutional(params, shape, classes):
                 )
             )
             if params["batch_normalization"]:
-                layers.append(keras.layers.BatchNormalization())
+                layers.append(keras.layers.BatchNormalization(**NORMALIZATION))
             layers.append(keras.layers.Activation(activation))
         layers.append(POOLINGS[block["pooling"]](2))
     top = params["dense"]

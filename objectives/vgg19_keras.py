@@ -88,12 +88,18 @@ def frozen(weights, is_fine_tuned, shape):
 
 def last_block(weights, shape):
     """A copy of the last block, to be trained, on inputs ``(height, width, 512)``."""
-    pretrained = keras.Sequential([keras.Input(shape), *trunk(weights)[1]])
+    pretrained = _pretrained_block(weights, shape)
     block = keras.models.clone_model(pretrained)
     block.set_weights(pretrained.get_weights())
     for layer in block.layers:  # the copies of frozen layers are frozen
         layer.trainable = True
     return block
+
+
+@lru_cache(maxsize=1)
+def _pretrained_block(weights, shape):
+    """Made once, as layers remember every model that they were ever part of."""
+    return keras.Sequential([keras.Input(shape), *trunk(weights)[1]])
 
 
 @lru_cache(maxsize=2)

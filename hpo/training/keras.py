@@ -21,6 +21,7 @@ import math
 import os
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,10 @@ def fit(
     and its schedule; an epoch's order of examples is drawn from ``(run.seed, epoch)`` alone. Call
     `seed_everything` before building the model, and `fit` once a trial.
 
+    Where the winner is trained on training and validation data together (``run.final``), an epoch has as many
+    steps and examples as in the trial, drawn from both anew each epoch: schedules count steps, and the
+    learning rates are to be those it won with.
+
     Args:
         model: one output; it has been compiled. What the loss says of logits (``from_logits``) holds.
         data: arrays, or any iterable of ``(inputs, targets)`` batches that Keras can train on: a
@@ -72,11 +77,16 @@ def fit(
         patience: stop after so many epochs without a better one.
         callbacks: Keras' own or yours. At the end of an epoch they see ``val_...`` in the logs. Validation is
             one pass of predictions, so that of the test hooks only ``on_test_begin`` and ``on_test_end`` run.
-        keep_model: write the best epoch's model to ``model.keras`` in ``run.directory``.
+            What they remember begins anew in an attempt after the worker's death, such as the epochs that
+            EarlyStopping and ReduceLROnPlateau have waited: ``patience`` goes on counting, and the optimizer
+            keeps the learning rate they have set.
+        keep_model: write the best epoch's model to ``model.keras`` in ``run.directory``; that of the winner
+            of a study (``run.final``) is always kept.
 
-    Reports ``loss, train_loss, validation_loss, learning_rate``, the task's metrics, the compiled metrics as
-    ``train_NAME`` and ``val_NAME``, and ``time/...``. The validation loss is that of the whole outputs, with
-    the regularization of the model's weights, as Keras' ``val_loss``; sample weights count in training only.
+    Reports ``loss, train_loss, validation_loss, learning_rate`` (as the epoch began), the task's metrics, the
+    compiled metrics as ``train_NAME`` and ``val_NAME``, and ``time/...``. The validation loss is that of the
+    whole outputs, with the regularization of the model's weights, as Keras' ``val_loss``; sample weights
+    count in training only.
     Raises FloatingPointError where a loss is NaN or infinite, UsageError for arguments that can't be trained
     with, TrialPruned when the study says stop.
     """
@@ -98,7 +108,9 @@ def fit(
         steps = None
         if batch_size is not None:
             left = range(training.epoch, training.epochs)
-            batches, steps = callback.shuffled(training.train, batch_size, left, model.steps_per_execution)
+            # Of the trial's data, also where the final training has more.
+            bounds = _bounds(data.train, batch_size)
+            batches, steps = callback.shuffled(training.train, bounds, left, model.steps_per_execution)
         model.fit(
             callback.timed(batches),
             initial_epoch=training.epoch,
@@ -109,7 +121,7 @@ def fit(
             shuffle=isinstance(batches, keras.utils.PyDataset),
         )
     weights.take_best()
-    if keep_model:
+    if keep_model or run.final is not None:
         model.save(run.directory / "model.keras")
         if run.final is not None:
             run.final.load_line = 'keras.saving.load_model("model.keras")'
@@ -125,7 +137,9 @@ def evaluate(model: keras.Model, data: Data, *, batch_size: int = 1024) -> Evalu
 def seed_everything(seed: int) -> None:
     """Forget the models before, and seed the generators of Python, NumPy and the backend.
 
-    Without the first, a process that trains one model after the other grows, and layers are called dense_57.
+    Without the first, layers are called dense_57. It does not free everything: on TensorFlow, a process that
+    trains one model after the other grows by some MB a trial. ``hpo optimize --isolate`` gives every trial a
+    process of its own.
     """
     keras.utils.clear_session(free_memory=True)
     keras.utils.set_random_seed(seed)
@@ -161,15 +175,17 @@ class _Clocked(keras.callbacks.Callback):
     # --- data
 
     def shuffled(
-        self, part: Data, batch_size: int, epochs: range, per_execution: int
+        self, part: Data, bounds: np.ndarray, epochs: range, per_execution: int
     ) -> tuple[Any, int | None]:
-        """Batches of the arrays, in another order each epoch, and the ``steps_per_epoch`` to train with."""
+        """Batches of the arrays, in another order each epoch, and the ``steps_per_epoch`` to train with.
+
+        ``bounds``: ``(steps + 1,)``, where each batch begins and the last ends; of more examples than that,
+        others are left out each epoch.
+        """
         if BACKEND == "torch":
-            batches, self._shuffle = _torch_batches(part, batch_size, self._seed)
+            batches, self._shuffle = _torch_batches(part, bounds, self._seed)
             return batches, None
-        batches, steps, self._shuffle = _tensorflow_batches(
-            part, batch_size, self._seed, epochs, per_execution
-        )
+        batches, steps, self._shuffle = _tensorflow_batches(part, bounds, self._seed, epochs, per_execution)
         return batches, steps
 
     def timed(self, batches: Any) -> Any:
@@ -219,6 +235,8 @@ class _Clocked(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self._tell("on_train_batch_begin", batch, logs)
         self._clock.switch("step")
+        if not self._steps:  # not earlier: a LearningRateScheduler behind this callback sets it, too
+            self._learning_rate = _learning_rate(self.model)
         # The last execution of an epoch may have fewer steps than it says.
         self._steps = min(batch + self._per_execution, self.params.get("steps") or MOST_STEPS)
 
@@ -285,7 +303,6 @@ class _Epochs(_Clocked):
         self._evaluated: Evaluated | None = None
 
     def _complete(self, epoch: int, logs: dict[str, Any]) -> None:
-        self._learning_rate = _learning_rate(self.model)  # before others change it
         self._more = {f"train_{name}": value for name, value in logs.items() if name != "loss"}
         if self._training.validation is None:
             return
@@ -348,7 +365,6 @@ class TrialCallback(_Clocked):
 
     def _complete(self, epoch: int, logs: dict[str, Any]) -> None:
         self._figures: dict[str, float] = {}
-        self._learning_rate = _learning_rate(self.model)
         if self._validation is None or self._task is None:
             return
         with self._clock.phase("validation"):
@@ -371,14 +387,15 @@ class TrialCallback(_Clocked):
         told["train_loss"] = told.pop("loss")
         if "val_loss" in told:
             told["validation_loss"] = told.pop("val_loss")
-        self._run.report(epoch, loss, learning_rate=self._learning_rate, **told)
+        told["learning_rate"] = self._learning_rate  # Keras' own callbacks log it, too: as the epoch ended
+        self._run.report(epoch, loss, **told)
 
 
 # --- data
 
 
 def _tensorflow_batches(
-    part: Data, batch_size: int, seed: int, epochs: range, per_execution: int
+    part: Data, bounds: np.ndarray, seed: int, epochs: range, per_execution: int
 ) -> tuple[Any, int | None, Callable[[int], None]]:
     """A ``tf.data.Dataset`` of the arrays' batches, the steps of an epoch, and what to call when one begins.
 
@@ -388,14 +405,16 @@ def _tensorflow_batches(
     """
     import tensorflow as tf
 
-    bounds = _bounds(part, batch_size)
+    examples = _examples(part)
     with tf.device("CPU:0"):
         arrays = keras.tree.map_structure(tf.constant, part)
         starts = tf.constant(bounds)
         current = tf.Variable(epochs.start, dtype=tf.int64, trainable=False)
 
     def of_epoch(epoch: Any) -> Any:
-        order = tf.random.experimental.stateless_shuffle(tf.range(bounds[-1]), seed=tf.stack([seed, epoch]))
+        order = tf.random.experimental.stateless_shuffle(
+            tf.range(examples, dtype=tf.int64), seed=tf.stack([seed, epoch])
+        )
 
         def batch(number: Any) -> Any:
             rows = order[starts[number] : starts[number + 1]]
@@ -421,19 +440,19 @@ def _map(dataset: Any, function: Callable[..., Any]) -> Any:
         return dataset.map(function)
 
 
-def _torch_batches(part: Data, batch_size: int, seed: int) -> tuple[Any, Callable[[int], None]]:
+def _torch_batches(part: Data, bounds: np.ndarray, seed: int) -> tuple[Any, Callable[[int], None]]:
     """The same as tensors, on the GPU where they take little of it."""
     import torch
 
-    bounds = _bounds(part, batch_size)
-    arrays = keras.tree.map_structure(lambda array: torch.tensor(np.asarray(array)), part)
+    examples = _examples(part)
+    arrays = keras.tree.map_structure(_tensor, part)
     size = sum(tensor.nbytes for tensor in keras.tree.flatten(arrays))
     if _on_gpu() and size < RESIDENT_SHARE * torch.cuda.mem_get_info()[0]:
         arrays = keras.tree.map_structure(lambda tensor: tensor.cuda(), arrays)
     batches = _TorchBatches(arrays, bounds)
 
     def shuffle(epoch: int) -> None:
-        batches.order = torch.from_numpy(_order(bounds[-1], seed, epoch))
+        batches.order = torch.from_numpy(_order(examples, seed, epoch))
 
     shuffle(0)
     return batches, shuffle
@@ -457,13 +476,29 @@ class _TorchBatches:
             yield keras.tree.map_structure(lambda array, rows=rows: array[rows], self._arrays)
 
 
+def _tensor(values: Any) -> Any:
+    """A tensor over the same memory where that is possible: a worker's trials share one copy of the data."""
+    import torch
+
+    if isinstance(values, torch.Tensor):
+        return values
+    with warnings.catch_warnings():
+        # A write into the tensor would change a read-only array. Lookups copy: nobody writes.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.ascontiguousarray(values))
+
+
 def _bounds(part: Data, batch_size: int) -> np.ndarray:
     """Where each batch begins, and the last ends. Equal shares, so that no epoch ends in a batch of one,
     which batch normalization can't take.
     """
-    examples = len(keras.tree.flatten(part)[0])
+    examples = _examples(part)
     steps = math.ceil(examples / batch_size)
     return np.arange(steps + 1) * examples // steps
+
+
+def _examples(part: Data) -> int:
+    return len(keras.tree.flatten(part)[0])
 
 
 def _order(examples: int, seed: int, epoch: int) -> np.ndarray:
@@ -647,7 +682,7 @@ def _build(model: keras.Model, part: Data) -> None:
     """Make the variables of the model and its optimizer, so that a checkpoint has where to go."""
     if not model.built:
         inputs = part[0] if is_arrays(part) else next(iter(part))[0]
-        model.predict_on_batch(keras.tree.map_structure(lambda array: array[:1], inputs))
+        model(keras.tree.map_structure(lambda array: keras.ops.convert_to_tensor(array[:1]), inputs))
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
 
@@ -656,6 +691,8 @@ def _predict(model: keras.Model, part: Data, batch_size: int) -> tuple[np.ndarra
     """``(examples, ...)`` targets and outputs."""
     if BACKEND == "torch":
         model.eval()
+    elif is_arrays(part):
+        _trace_prediction(model, part[0], np.diff(_bounds(part, batch_size)))
     targets: list[np.ndarray] = []
     outputs: list[np.ndarray] = []
     for batch in _batches(part, batch_size):
@@ -670,6 +707,20 @@ def _predict(model: keras.Model, part: Data, batch_size: int) -> tuple[np.ndarra
     # Half precision is for steps, not for sums.
     precision = np.float64 if outputs[0].dtype == np.float64 else np.float32
     return np.concatenate(targets), np.concatenate(outputs).astype(precision)
+
+
+def _trace_prediction(model: keras.Model, inputs: Any, sizes: np.ndarray) -> None:
+    """Where batches differ in size, trace for any size at once: TensorFlow would trace for the first, then
+    for any, and warn of it after some models."""
+    if model.run_eagerly or sizes.min() == sizes.max():
+        return
+    import tensorflow as tf
+
+    model.make_predict_function()
+    any_size = keras.tree.map_structure(
+        lambda array: tf.TensorSpec((None, *array.shape[1:]), np.asarray(array[:1]).dtype), inputs
+    )
+    model.predict_function.get_concrete_function([(any_size,)])
 
 
 def _batches(part: Data, batch_size: int) -> Iterator[Any]:
@@ -731,8 +782,9 @@ def _learning_rate(model: keras.Model) -> float:
 
 
 def _gives_logits(model: keras.Model) -> bool:
-    """Whether the loss takes the outputs for logits; losses by name take probabilities."""
-    return bool(getattr(model.loss, "from_logits", False))
+    """Whether the loss takes the outputs for logits; losses by name take probabilities. It may be in a list
+    or a dict of one."""
+    return any(getattr(loss, "from_logits", False) for loss in keras.tree.flatten(model.loss))
 
 
 def _is_tf_dataset(batches: Any) -> bool:

@@ -223,6 +223,24 @@ def test_every_corner_of_the_convolutional_space_is_the_same_network_in_both_fra
     assert torch_logits(in_torch, inputs).shape == keras_logits(in_keras, inputs).shape == (2, CLASSES)
 
 
+def test_batch_normalization_is_the_same_in_both_frameworks():
+    block = {"num_convolutions": 1, "filters": 4, "kernel_size": 3, "pooling": "max"}
+    params = TRAINING | {
+        "convolutions": {"blocks": [block]},
+        "batch_normalization": True,
+        "activation": "relu",
+        "dense": {"num_layers": 1, "layer_size": 8, "dropout_rate": 0.0},
+    }
+
+    in_torch = fashion_torch.convolutional(params, SHAPE, CLASSES)
+    in_keras = fashion_keras.convolutional(params, SHAPE, CLASSES)
+
+    (here,) = [layer for layer in in_torch.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    (there,) = [layer for layer in in_keras.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert there.epsilon == here.eps
+    assert 1 - there.momentum == pytest.approx(here.momentum)  # Keras says what stays, PyTorch what is new
+
+
 # --- VGG19
 
 
@@ -412,6 +430,17 @@ def test_the_winner_on_vgg19_is_kept_whole_and_loads_in_one_line(
     loss = (log_of_sums - logits[np.arange(len(targets)), targets]).mean()
     assert result["test"]["loss"] == pytest.approx(loss, rel=1e-4)
     assert result["dataset"]["digest"] == images.describe()["digest"]
+
+
+def test_copies_of_the_last_block_leave_no_trace_in_the_shared_layers():
+    layers = vgg19_keras.trunk("none")[1]
+    vgg19_keras.last_block("none", (2, 2, 512))
+    before = [len(layer._inbound_nodes) for layer in layers]
+
+    for _ in range(3):
+        vgg19_keras.last_block("none", (2, 2, 512))
+
+    assert [len(layer._inbound_nodes) for layer in layers] == before
 
 
 @pytest.mark.parametrize("framework", ["torch", "keras"])

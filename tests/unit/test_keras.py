@@ -22,6 +22,7 @@ from hpo.training.evaluation import Classification  # noqa: E402
 from hpo.training.keras import (  # noqa: E402
     BACKEND,
     TrialCallback,
+    _torch_batches,
     evaluate,
     fit,
     idle_seconds,
@@ -201,6 +202,23 @@ def test_outputs_that_are_probabilities_stay_what_they_are(study):
     assert written == pytest.approx(model.predict_on_batch(clouds(50, 1)[0]), abs=1e-6)
 
 
+@pytest.mark.parametrize("pack", [lambda loss: [loss], lambda loss: {"answer": loss}], ids=["list", "dict"])
+def test_the_logits_of_a_loss_in_a_list_or_dict_of_one_become_probabilities(study, pack):
+    pyarrow = pytest.importorskip("pyarrow.parquet")
+    seed_everything(7)
+    inputs = keras.Input((5,))
+    model = keras.Model(inputs, keras.layers.Dense(3, name="answer")(inputs))
+    model.compile("adam", pack(keras.losses.SparseCategoricalCrossentropy(from_logits=True)))
+    run = study.run()
+
+    fit(run, model, dataset(), epochs=1, batch_size=16)
+
+    table = pyarrow.read_table(run.directory / "predictions.parquet")
+    written = np.stack([table[f"probability/{name}"] for name in CLASSES], axis=1)
+    logits = model.predict_on_batch(clouds(50, 1)[0])
+    assert written == pytest.approx(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), abs=1e-6)
+
+
 def test_a_regression_is_measured_as_one(study):
     rng = np.random.default_rng(0)
     parts = {}
@@ -213,6 +231,32 @@ def test_a_regression_is_measured_as_one(study):
 
     assert fitted.loss == pytest.approx(fitted.validation_loss**0.5, rel=1e-4)
     assert set(fitted.metrics) == {"rmse", "mae", "r2"}
+
+
+def cosine():
+    return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.02, 18))
+
+
+def cosine_at(epochs, steps=6):
+    """The learning rates of `cosine` as these epochs begin."""
+    return [0.02 * (1 + np.cos(np.pi * epoch * steps / 18)) / 2 for epoch in range(epochs)]
+
+
+def test_the_learning_rate_is_that_of_the_epochs_first_step(study):
+    fit(study.run(), network(optimizer=cosine()), dataset(), epochs=3, batch_size=16)
+
+    rates = [study.reports[epoch]["learning_rate"] for epoch in range(3)]
+    assert rates == pytest.approx(cosine_at(3))
+
+
+@on_tensorflow
+def test_predictions_are_traced_once_though_batches_differ_in_size(study):
+    model = network()
+    run = study.run(final=Final(test=True))
+
+    fit(run, model, dataset(), epochs=2, batch_size=16, validation_batch_size=16)
+
+    assert model.predict_function.experimental_get_tracing_count() == 1  # of 12, 13, and then 13, 14 rows
 
 
 # --- callbacks
@@ -472,13 +516,77 @@ def test_the_winner_is_trained_on_all_and_tested(study):
 
     assert fitted.epochs == 3
     assert fitted.validation_loss is None
-    assert study.reports[0]["time/steps"] == 9  # 140 examples
     assert 0 <= fitted.test["accuracy"] <= 1
     assert "middle" in run.final.report
     assert run.final.load_line == 'keras.saving.load_model("model.keras")'
 
 
+def test_the_winner_is_trained_on_more_data_with_the_learning_rates_it_won_with(tmp_path):
+    trial, final = Study(tmp_path / "trial"), Study(tmp_path / "final")
+    run = final.run(final=Final(on="train+validation", epochs=3))
+
+    fit(trial.run(), network(optimizer=cosine()), dataset(), epochs=3, batch_size=16)
+    fit(run, network(optimizer=cosine()), dataset(), epochs=9, batch_size=16)
+
+    for study in (trial, final):
+        assert [study.reports[epoch]["time/steps"] for epoch in range(3)] == [6] * 3
+        rates = [study.reports[epoch]["learning_rate"] for epoch in range(3)]
+        assert rates == pytest.approx(cosine_at(3))
+
+
+def test_each_epoch_of_the_winners_training_draws_from_both_parts_anew(study):
+    model, seen = recorder()
+    data = dataset(train=numbered(0, 90), validation=numbered(90, 140))
+    run = study.run(final=Final(on="train+validation", epochs=2))
+
+    fit(run, model, data, epochs=2, batch_size=18)
+
+    first, second = np.concatenate(seen[-10:-5]), np.concatenate(seen[-5:])
+    for drawn in (first, second):
+        assert len(drawn) == len(set(drawn)) == 90
+        assert min(drawn) < 90 <= max(drawn) < 140
+    assert set(first) != set(second)
+
+
+def test_the_winner_is_kept_where_the_models_of_trials_are_not(tmp_path):
+    trial, final = (Study(tmp_path / name) for name in ("trial", "final"))
+    in_trial, for_good = trial.run(), final.run(final=Final())
+
+    for run in (in_trial, for_good):
+        fit(run, network(), dataset(), epochs=1, batch_size=16, keep_model=False)
+
+    assert not (in_trial.directory / "model.keras").exists()
+    assert (for_good.directory / "model.keras").exists()
+    assert for_good.final.load_line == 'keras.saving.load_model("model.keras")'
+
+
 # --- other data
+
+
+def recorder():
+    """A model, and the list where it notes the first feature of what it is trained on, batch by batch."""
+
+    @keras.saving.register_keras_serializable("test")
+    class Recorder(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.layer = keras.layers.Dense(3)
+
+        def call(self, inputs, training=False):
+            if training:
+                seen.append(np.rint(keras.ops.convert_to_numpy(inputs)[:, 0]).astype(int))
+            return self.layer(inputs)
+
+    seen = []
+    model = Recorder()
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=True)
+    return model, seen
+
+
+def numbered(start, end):
+    """Examples whose features are their number."""
+    inputs = np.tile(np.arange(start, end, dtype=np.float32)[:, None], 5)
+    return inputs, np.arange(start, end) % 3
 
 
 @on_tensorflow
@@ -542,38 +650,28 @@ def test_batches_that_come_as_such_take_no_batch_size(study):
 
 
 def test_an_epoch_shows_every_example_once_in_an_order_of_its_own(study):
-    seen = []
+    model, seen = recorder()
 
-    @keras.saving.register_keras_serializable("test")
-    class Recorder(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.layer = keras.layers.Dense(3)
-
-        def call(self, inputs, training=False):
-            if training:
-                seen.append(np.asarray(keras.ops.convert_to_numpy(inputs))[:, 0])
-            return self.layer(inputs)
-
-    inputs = np.tile(np.arange(90, dtype=np.float32)[:, None], 5)
-    model = Recorder()
-    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=True)
-
-    fit(
-        study.run(),
-        model,
-        dataset(train=(inputs / 90, clouds(90, 0)[1])),
-        epochs=2,
-        batch_size=20,
-        keep_model=False,
-    )
+    fit(study.run(), model, dataset(train=numbered(0, 90)), epochs=2, batch_size=20, keep_model=False)
 
     sizes = [len(batch) for batch in seen[-10:]]
     first, second = np.concatenate(seen[-10:-5]), np.concatenate(seen[-5:])
     assert sizes == [18] * 10
-    assert sorted(first * 90) == pytest.approx(range(90), abs=1e-3)
-    assert sorted(second * 90) == pytest.approx(range(90), abs=1e-3)
+    assert sorted(first) == sorted(second) == list(range(90))
     assert (first != second).any()
+
+
+@on_torch
+def test_trials_share_the_memory_of_their_training_data():
+    data = dataset()
+
+    batches, _ = _torch_batches(data.train, np.array([0, 45, 90]), 7)
+
+    for tensor, array in zip(batches._arrays, data.train, strict=True):
+        assert np.shares_memory(tensor.numpy(), array)
+    for inputs, targets in batches:
+        assert not np.shares_memory(inputs.numpy(), data.train[0])
+        assert not np.shares_memory(targets.numpy(), data.train[1])
 
 
 # --- model.fit of one's own
@@ -621,6 +719,31 @@ def test_a_loop_of_ones_own_gets_metrics_of_every_class_and_times_its_callbacks(
     assert study.reports[0]["f1_macro"] == pytest.approx(expected)
     assert study.reports[0]["loss"] == pytest.approx(-expected)
     assert study.reports[0]["time/callbacks_share"] * study.reports[0]["time/epoch_seconds"] >= 0.1
+
+
+@pytest.mark.parametrize("place", ["inside", "before", "behind"])
+@pytest.mark.parametrize("kind", ["plateau", "scheduler"])
+def test_a_loop_of_ones_own_reports_the_learning_rates_that_keras_own_callbacks_set(study, place, kind):
+    changes = {
+        "plateau": keras.callbacks.ReduceLROnPlateau(monitor="loss", factor=0.5, patience=1, min_delta=100),
+        "scheduler": keras.callbacks.LearningRateScheduler(lambda epoch: [0.02, 0.02, 0.01][epoch]),
+    }[kind]
+    callback = TrialCallback(study.run(), callbacks=[changes] if place == "inside" else [])
+    callbacks = {"inside": [callback], "before": [changes, callback], "behind": [callback, changes]}[place]
+
+    network().fit(*clouds(90, 0), epochs=3, batch_size=16, verbose=0, callbacks=callbacks)
+
+    rates = [study.reports[epoch]["learning_rate"] for epoch in range(3)]
+    assert rates == pytest.approx([0.02, 0.02, 0.01])
+
+
+def test_a_loop_of_ones_own_reports_a_schedules_learning_rate_as_the_epoch_began(study):
+    callback = TrialCallback(study.run())
+
+    network(optimizer=cosine()).fit(*clouds(90, 0), epochs=3, batch_size=15, verbose=0, callbacks=[callback])
+
+    rates = [study.reports[epoch]["learning_rate"] for epoch in range(3)]
+    assert rates == pytest.approx(cosine_at(3))
 
 
 def test_a_loop_of_ones_own_is_stopped_by_the_study(study):
