@@ -57,7 +57,8 @@ def best(
 
     With --train, its objective runs once more with the same parameters, seed and code, outside of the
     search; model, report and figures are in a folder, and in MLflow as a run of their own. A command that
-    was killed goes on where it was. On train+validation it trains for as many epochs as the trial's best one.
+    was killed goes on where it was. On train+validation it trains until the trial's best epoch, or for what
+    --set epochs says.
 
     With --json, a document with `trial`, `loss` and `params`.
     """
@@ -126,14 +127,17 @@ def _train(
     from hpo.winner import epochs_of, train
 
     devices = tuple(device.strip() for device in gpus.split(",")) if gpus else ()
-    final = Final(on=on, epochs=epochs_of(store, trial) if on != "train" else None, test=is_tested)
+    settings = parse_settings(sets)
+    # Without validation data nothing says when to stop: the trial's best epoch does, or the person.
+    epochs = None if on == "train" or "epochs" in settings else epochs_of(store, trial)
+    final = Final(on=on, epochs=epochs, test=is_tested)
 
     def say(text: str) -> None:
         click.echo(text, err=True)
 
     say(f"training trial {trial.number} of {store.study} on {on}, into {folder}")
     try:
-        return train(store, trial, final, folder, settings=parse_settings(sets), gpus=devices, say=say)
+        return train(store, trial, final, folder, settings=settings, gpus=devices, say=say)
     except KeyboardInterrupt:
         say("stopped; the same command goes on")
         raise
