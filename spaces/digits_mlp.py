@@ -1,4 +1,4 @@
-"""A multilayer perceptron on handwritten digits: 20 trials in about ten seconds on one core.
+"""A multilayer perceptron on handwritten digits: 20 trials in about half a minute on one core.
 
     hpo optimize spaces/digits_mlp.py --max-evals 20
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -14,11 +15,12 @@ from hpo.cli.files import log_of
 from hpo.cli.options import echo_json, json_option, store_option
 from hpo.core.errors import UsageError
 from hpo.core.plain import flat, printable
-from hpo.core.trial import Report, Trial
+from hpo.core.trial import Report, State, Trial
 from hpo.stores import Catalog, Store, connect
 
 LOG_LINES = 12  # of a failed trial
 MIN_WIDTH = 12  # of a table's last column
+WIDE_TERMINAL = 100  # columns
 SORTS = ("loss", "number", "seconds", "started", "state")
 
 
@@ -85,21 +87,34 @@ def _show_trials(store: Store, sort: str, limit: int | None, as_json: bool) -> N
         echo_json([document(trial) for trial in trials])
         return
     shown = trials[:limit]
-    timed = ["epoch s", "cause"] if any(_epoch_time(trial) for trial in shown) else []
-    columns = ["trial", "state", "loss", "seconds", *timed, "parameters or error"]
-    table = _table(columns, is_cut=sys.stdout.isatty())
-    for trial in shown:
-        what = " ".join(f"{name}={_short(value)}" for name, value in flat(trial.params).items())
-        if trial.error is not None:
-            what = f"{trial.error.kind}: {trial.error.reason}"
-        cells = [str(trial.number), trial.state, _short(trial.loss), _short(trial.seconds, 4)]
-        if timed:
-            times = _epoch_time(trial)
-            cells += [_short(times.get("median_epoch"), 3), printable(_short(times.get("cause")))]
-        table.add_row(*cells, printable(what))
+    is_terminal = sys.stdout.isatty()
+    columns = {
+        "trial": [str(trial.number) for trial in shown],
+        "state": [str(trial.state) for trial in shown],
+        "loss": [_short(trial.loss) for trial in shown],
+        "seconds": [_short(trial.seconds, 4) for trial in shown],
+    }
+    if any(times := [_epoch_time(trial) for trial in shown]):
+        if is_terminal and shutil.get_terminal_size().columns < WIDE_TERMINAL:
+            # What people compare are the parameters: they get the room.
+            del columns["seconds"]
+            if {trial.state for trial in shown} == {State.COMPLETED}:
+                del columns["state"]
+        columns["epoch s"] = [_short(one.get("median_epoch"), 3) for one in times]
+        columns["cause"] = [printable(_short(one.get("cause"))) for one in times]
+    columns["parameters or error"] = [printable(_parameters_or_error(trial)) for trial in shown]
+    table = _table(columns, is_cut=is_terminal)
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*cells)
     _print(table)
     if len(trials) > len(shown):
         click.echo(f"{len(trials) - len(shown)} more: --all, or --limit N")
+
+
+def _parameters_or_error(trial: Trial) -> str:
+    if trial.error is not None:
+        return f"{trial.error.kind}: {trial.error.reason}"
+    return " ".join(f"{name}={_short(value, 4)}" for name, value in flat(trial.params).items())
 
 
 def _show_trial(store: Store, number: int, as_json: bool) -> None:
