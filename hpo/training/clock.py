@@ -24,6 +24,8 @@ PHASES = ("data", "step", "validation", "callbacks", "other")
 
 MEASURED_GAPS = 1000  # an epoch: two events each cost some µs of the host's time
 KEPT_EPOCHS = 10_000  # for the medians: an objective that reports for ever must not eat the memory
+PAIRS = (tuple, list)
+MOST_STAMPS = 10_000  # written down before they are reckoned with
 CONTENTION_SECONDS = 0.1  # at most so often: reading the kernel's counters takes 10 µs for each thread
 
 
@@ -89,6 +91,8 @@ class Clock:
         self._has_begun = False
         self._loop: object = None  # the `batches` that switched last
         self._counting: object = None  # the `batches` whose steps count
+        self._stamps: list[float] = []  # when steps began, and negative when they ended, since `_settle`
+        self._lengths: list[int] = []  # how many examples they had
         self._phase = "other"
         self._since = 0.0
         self._seconds: dict[str, float] = {}
@@ -101,12 +105,14 @@ class Clock:
 
         Without it, the first epoch begins when a phase is first entered; if none ever is, with the trial.
         """
+        self._settle()
         self._begin_at(self._now())
         self._look_for_device()
 
     def switch(self, phase: str) -> str:
         """Make the phase current; returns the one that was."""
         now = self._now()
+        self._settle()
         before = self._phase
         if phase not in self._seconds:
             raise UsageError(f"the clock has no phase {phase!r}", f"phases are {', '.join(PHASES)}")
@@ -134,6 +140,7 @@ class Clock:
         Starting the iterator, and so a loader's workers, is ``data``. Inside a validation phase the phase
         stays, and the examples count as validation's.
         """
+        self._settle()
         if self._phase == "validation":
             for batch in loader:
                 self._validation_examples += examples_in(batch)
@@ -141,22 +148,34 @@ class Clock:
             return
         self._look_for_device()
         outer, me = self._loop, object()
-        switch = self.switch
-        before = switch("data")
+        # Of loops inside of one another, and of zipped ones, the first counts.
+        if self._counting is None:
+            self._counting = me
+        is_counting = self._counting is me
+        now, stamp, count, gaps = self._now, self._stamps.append, self._lengths.append, self._gaps
+        before = self.switch("data")
         self._loop = me
         try:
             for batch in loader:
-                switch("step")
-                # Of loops inside of one another, and of zipped ones, the first counts.
-                if self._counting is None:
-                    self._counting = me
-                if self._counting is me:
-                    self._steps += 1
-                    self._examples += examples_in(batch)
+                # A step may be 100 µs, and code that is cold by then takes ten times as long: here the time
+                # is only written down; `_settle` reckons with it.
+                stamp(now())
+                if gaps is not None:
+                    gaps.switched("data", "step")
+                if is_counting:
+                    try:
+                        count(batch[0].shape[0] if batch.__class__ in PAIRS else examples_in(batch))
+                    except (AttributeError, IndexError, TypeError):
+                        count(examples_in(batch))
+                if len(self._stamps) > MOST_STAMPS:
+                    self._settle()
                 yield batch
-                switch("data")
+                stamp(-now())
+                if gaps is not None:
+                    gaps.switched("step", "data")
                 self._loop = me
         finally:
+            self._settle()
             if self._counting is me:
                 self._counting = None
             # A loop that was left by `break` and kept in a variable is closed later, in somebody else's
@@ -166,6 +185,18 @@ class Clock:
                     self._gaps.wait()  # the training's last steps are not the validation's time
                 self.switch(before)
                 self._loop = outer
+
+    def _settle(self) -> None:
+        """Reckon with what `batches` has written down."""
+        for stamp in self._stamps:
+            now = abs(stamp)
+            self._seconds[self._phase] += now - self._since
+            self._since = now
+            self._phase = "step" if stamp > 0 else "data"
+        self._steps += len(self._lengths)
+        self._examples += sum(self._lengths)
+        self._stamps.clear()
+        self._lengths.clear()
 
     # --- what kits tell
 
@@ -180,6 +211,7 @@ class Clock:
 
     def move(self, source: str, target: str, seconds: float) -> None:
         """Seconds of this epoch that turned out to belong to another phase; at most what the source has."""
+        self._settle()
         self.switch(self._phase)  # what the current phase has until now counts, too
         seconds = min(max(seconds, 0.0), self._seconds[source])
         self._seconds[source] -= seconds
@@ -192,6 +224,7 @@ class Clock:
         if not self._has_begun:  # no phase was ever entered: it has lasted since the trial began
             self._has_begun = True
             self._contention.reset()
+        self._settle()
         self.switch(self._phase)
         seconds = self._seconds
         if self._gaps is not None:

@@ -110,6 +110,18 @@ def test_phases_within_phases_take_their_own_time_away(clock: Clock, time: Time)
     assert phases(clock.end_epoch()) == {"callbacks": 5, "validation": 2}
 
 
+def test_a_loop_whose_kit_switches_phases_itself_is_none_the_worse(
+    run: Run, clock: Clock, time: Time
+) -> None:
+    for _ in run.batches(slow_loader(time, batches=3, seconds=2.0)):
+        clock.switch("step")
+        time.advance(1.0)
+        clock.switch("data")
+    timing = clock.end_epoch()
+
+    assert (timing.data, timing.step, timing.steps) == (6.0, 3.0, 3)
+
+
 def test_of_loops_inside_of_one_another_and_of_zipped_ones_the_first_counts(run: Run, time: Time) -> None:
     for _ in run.batches(slow_loader(time, batches=2)):
         for _ in run.batches(slow_loader(time, batches=3)):
