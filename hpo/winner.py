@@ -30,7 +30,7 @@ from hpo.loading import EntryPoint, describe_exception, load
 from hpo.run import Run
 from hpo.stores import Store
 from hpo.training import Final
-from hpo.worker import judge
+from hpo.worker import file_store, judge, logging_to
 
 SUMMARY = "summary.json"  # written last: a folder that has it is finished
 STATE = "unfinished"  # the folder with what a second start goes on from
@@ -116,10 +116,8 @@ def train(
     attempt = _opened(folder, plan)
     os.environ |= environment_of_workers(1) | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})
     # What the objective logs to MLflow itself must not make databases in the working directory.
-    os.environ |= {
-        "MLFLOW_TRACKING_URI": str(folder.absolute() / STATE / "mlflow"),
-        "MLFLOW_ALLOW_FILE_STORE": "true",
-    }
+    logged = file_store(folder.absolute() / STATE / "mlflow")
+    os.environ |= logged  # already when the file is loaded
     code = _code_of(store, plan["code"], folder / STATE / "code")
     file, _, name = identity.entry_point.rpartition(":")
     task = load(EntryPoint(code, Path(file), name), arguments)
@@ -153,7 +151,7 @@ def train(
     random.seed(run.seed)
     np.random.seed(run.seed)
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), logging_to(logged):
             outcome = judge(task(task.space.params(trial.point), run))
         _check_heeded(final, identity.entry_point)
     except Unheeded:

@@ -123,7 +123,7 @@ def _run_claimed(
     run.send = send
     tracked = folder / "mlflow"
     captured = _captured(log) if place.is_apart else contextlib.nullcontext()
-    with _as_it_was(), captured, _tracking(claim, place, tracked):
+    with _as_it_was(), captured, logging_to(_where_to_log(claim, place, tracked)):
         with Monitor(place.gpus) as monitor:
             run.system = monitor.take
             outcome = _execute(task, claim, run, place)
@@ -333,17 +333,26 @@ def _as_it_was() -> Iterator[None]:
             os.environ.update(environment)
 
 
+def file_store(folder: Path) -> dict[str, str]:
+    """The environment in which MLflow keeps its runs in the folder: plain files, made in milliseconds, where
+    a database takes a second."""
+    return {"MLFLOW_TRACKING_URI": str(folder), "MLFLOW_ALLOW_FILE_STORE": "true"}
+
+
+def _where_to_log(claim: Claim, place: Workplace, folder: Path) -> dict[str, str]:
+    """What the objective logs to MLflow itself goes live to the run that the driver has made for the trial on
+    a server, else to this folder; never beside the user's files, and to no other trial's run."""
+    if claim.run_id is not None and place.tracking_uri is not None and RUN_ID.fullmatch(claim.run_id):
+        return {"MLFLOW_TRACKING_URI": place.tracking_uri, "MLFLOW_RUN_ID": claim.run_id}
+    return file_store(folder)
+
+
 @contextlib.contextmanager
-def _tracking(claim: Claim, place: Workplace, folder: Path) -> Iterator[None]:
-    """What the objective logs to MLflow itself goes to this folder, or live to the run that the driver has
-    made for the trial on a server; never beside the user's files, and to no other trial's run."""
+def logging_to(environment: Mapping[str, str]) -> Iterator[None]:
+    """MLflow in this process logs where the environment says, and all it has is there when the block ends."""
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):  # of whatever this process was started in
         os.environ.pop(name, None)
-    if claim.run_id is not None and place.tracking_uri is not None and RUN_ID.fullmatch(claim.run_id):
-        os.environ |= {"MLFLOW_TRACKING_URI": place.tracking_uri, "MLFLOW_RUN_ID": claim.run_id}
-    else:
-        # MLflow's file store: plain files, made in milliseconds, where a database takes a second.
-        os.environ |= {"MLFLOW_TRACKING_URI": str(folder), "MLFLOW_ALLOW_FILE_STORE": "true"}
+    os.environ |= environment
     _forget_experiment()
     try:
         yield

@@ -78,17 +78,7 @@ def best(
         location = _log(opened, winner)
         winner.tidy()
     if as_json:
-        echo_json(
-            winner.document()
-            | {
-                "mlflow": location
-                and {
-                    "tracking_uri": location.tracking_uri,
-                    "experiment_id": location.experiment_id,
-                    "run_id": location.run_id,
-                }
-            }
-        )
+        echo_json(winner.document() | {"mlflow": location and location.document()})
         return
     # Without validation data there is no loss to compare with the trials'.
     kind = "loss" if winner.final.on == "train" else "training loss"

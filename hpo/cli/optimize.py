@@ -360,12 +360,7 @@ def _document(driven: Driven, mlflow: MlflowObserver | None) -> dict[str, Any]:
         "store": driven.url,
         "trials": {state: counts[state] for state in ("completed", "pruned", "failed")},
         "best": best and {"trial": best.number, "loss": best.loss, "params": best.params},
-        "mlflow": location
-        and {
-            "tracking_uri": location.tracking_uri,
-            "experiment_id": location.experiment_id,
-            "run_id": location.run_id,
-        },
+        "mlflow": location and location.document(),
     }
 
 

@@ -16,7 +16,7 @@ from hpo.executors.protocol import WorkerSettings
 from hpo.keeper import Keeper
 from hpo.loading import EntryPoint, load
 from hpo.stores import connect
-from hpo.worker import Workplace, run_one
+from hpo.worker import Workplace, file_store, run_one
 
 
 def main() -> None:
@@ -38,10 +38,7 @@ def main() -> None:
     )
     # The driver alone writes to its database. What the file itself asks of MLflow, outside of every trial,
     # goes where the next driver clears away.
-    os.environ |= {
-        "MLFLOW_TRACKING_URI": str(settings.work_folder / "trials" / f"mlflow-{os.getpid()}"),
-        "MLFLOW_ALLOW_FILE_STORE": "true",
-    }
+    os.environ |= file_store(settings.work_folder / "trials" / f"mlflow-{os.getpid()}")
     try:
         code = Path(settings.code)
         task = load(EntryPoint(code, Path(settings.file), settings.name), settings.arguments)

@@ -325,20 +325,13 @@ class Clock:
 
 def examples_in(batch: Any) -> int:
     """The length of the batch's first array or tensor, however deep in tuples, lists and dicts; 0 if none."""
-    items: Iterable[Any] = ()
-    if isinstance(batch, tuple) or isinstance(batch, list):  # noqa: SIM101 - asked at each step: half the time
-        items = batch
-    elif (shape := getattr(batch, "shape", None)) is not None:
-        try:
-            return int(shape[0])
-        except (TypeError, ValueError, IndexError):  # a scalar, or a shape that is not known yet
-            return 0
-    elif isinstance(batch, Mapping):
-        items = batch.values()
-    for item in items:
-        if count := examples_in(item):
-            return count
-    return 0
+    if isinstance(batch, tuple | list | Mapping):
+        items = batch.values() if isinstance(batch, Mapping) else batch
+        return next((count for item in items if (count := examples_in(item))), 0)
+    try:
+        return int(batch.shape[0])
+    except (AttributeError, TypeError, ValueError, IndexError):  # a scalar, or a shape that is not known yet
+        return 0
 
 
 # --- a device that works behind the host

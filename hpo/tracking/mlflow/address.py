@@ -34,6 +34,14 @@ class Location:
     run_id: str
     view: str | None = None
 
+    def document(self) -> dict[str, str]:
+        """What ``--json`` prints of it."""
+        return {
+            "tracking_uri": self.tracking_uri,
+            "experiment_id": self.experiment_id,
+            "run_id": self.run_id,
+        }
+
     @property
     def url(self) -> str | None:
         """The page that compares the trials; None where no server runs (see `ui_command`)."""
