@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 @click.option(
     "--algo",
     "algorithm",
-    help="tpe, random, a hyperopt algorithm as module:function, or auto: today tpe.  [default: auto]",
+    help="gp, tpe, random, a hyperopt algorithm as module:function, or auto: today tpe.  [default: auto]",
 )
 @click.option(
     "--seed", type=click.IntRange(min=0), help="Seed of the search.  [default: random, kept in the study]"

@@ -9,15 +9,16 @@ import numpy as np
 
 from hpo.core.errors import UsageError
 from hpo.core.history import Array, History
+from hpo.search.gp import GP
 from hpo.search.random import Random
 from hpo.search.tpe import TPE
 
 if TYPE_CHECKING:
     from hpo.space import Space
 
-__all__ = ["TPE", "Algorithm", "Random", "algorithm"]
+__all__ = ["GP", "TPE", "Algorithm", "Random", "algorithm"]
 
-NAMES = ("auto", "tpe", "random")
+NAMES = ("auto", "gp", "tpe", "random")
 
 
 class Algorithm(Protocol):
@@ -37,10 +38,12 @@ class Algorithm(Protocol):
 
 
 def algorithm(name: str) -> Algorithm:
-    """The algorithm of that name: ``auto``, ``tpe``, ``random``, or ``module:function`` for any suggest
+    """The algorithm of that name: ``auto``, ``gp``, ``tpe``, ``random``, or ``module:function`` for any suggest
     function made for hyperopt. Raises UsageError."""
     if name in ("auto", "tpe"):
         return TPE()
+    if name == "gp":
+        return GP()
     if name == "random":
         return Random()
     if ":" in name:

@@ -1,0 +1,134 @@
+"""A Gaussian process: the search for a budget of tens to a few hundred trials."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hpo.core.history import Array, History
+from hpo.search.gp.acquisition import log_expected_improvement
+from hpo.search.gp.candidates import maximise
+from hpo.search.gp.features import Features
+from hpo.search.gp.losses import rarity, standardised
+from hpo.search.gp.model import Hyperparameters, Posterior, Priors, condition, fit
+from hpo.search.random import draw
+from hpo.search.seen import Seen
+
+if TYPE_CHECKING:
+    from hpo.space import Space
+
+__all__ = ["GP"]
+
+REMEMBERED = 8
+"""Hyperparameters kept for the next suggestion: more than one, as a process may drive several studies."""
+
+
+@dataclass(frozen=True)
+class GP:
+    """Bayesian optimization with a Gaussian process (Jones et al. 1998; Snoek et al. 2012, arXiv:1206.2944).
+
+    After ``starts`` draws from the prior, a model of the losses (`hpo.search.gp.model`) over the embedded
+    rows (`hpo.search.gp.features`) proposes the row of the highest log expected improvement on the best mean
+    at a trial, so that luck in noise is not to be beaten. Waiting and running trials are taken to end as the
+    model expects (Ginsbourger et al. 2010, the kriging believer): proposals keep apart.
+
+    Hyperparameters are fitted anew whenever there are ``refit`` times as many trials, to the first so many
+    of them: the fit costs most of a suggestion. They are a function of those trials alone; a study that is
+    continued proposes what it would have proposed.
+
+    ``wide``, ``rounds``: see `maximise`; ``clip``: see `standardised`; ``width``: see `rarity`.
+    """
+
+    starts: int = 10
+    wide: int = 500
+    rounds: int = 5
+    priors: Priors = field(default_factory=Priors)
+    clip: float = 2.0
+    width: float = 0.1
+    refit: float = 1.1
+    _fitted: dict[bytes, Hyperparameters] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def propose(
+        self, space: Space, history: History, pending: Array, rng: np.random.Generator, k: int
+    ) -> Array:
+        """See `hpo.search.Algorithm.propose`. Each proposal sees the ones before it as pending."""
+        seen = Seen(np.concatenate([history.rows, pending]))
+        is_starting = len(history) < self.starts or not space.columns
+        known = None if is_starting else self._known(space, history, pending)
+        proposals = np.empty((k, len(space.columns)))
+        for i in range(k):
+            row = None if known is None else known.propose(self.wide, self.rounds, seen, rng)
+            proposals[i] = draw(space, seen, rng) if row is None else row
+            seen.add(proposals[i])
+            if known is not None and i + 1 < k:
+                known = known.believing(proposals[i : i + 1])
+        return proposals
+
+    def _known(self, space: Space, history: History, pending: Array) -> _Known:
+        features = Features.of(space)
+        units = space.to_unit(history.rows)
+        vectors = features.embed(history.rows, units)
+        losses = self._standardised(vectors, history.losses)
+        hyperparameters = self._hyperparameters(features, vectors, history)
+        posterior = condition(vectors, features.owner, losses, hyperparameters)
+        best = float(posterior.predict(vectors)[0].min())
+        good = units[np.argsort(losses, kind="stable")[:GOOD]]
+        known = _Known(features, vectors, losses, hyperparameters, posterior, best, good)
+        return known.believing(pending) if len(pending) else known
+
+    def _hyperparameters(self, features: Features, vectors: Array, history: History) -> Hyperparameters:
+        n = self.starts
+        while (larger := max(n + 1, int(n * self.refit))) <= len(history):
+            n = larger
+        rows, losses = history.rows[:n], history.losses[:n]
+        key = blake2b(rows.tobytes() + losses.tobytes(), key=features.space.fingerprint.encode()).digest()
+        if key not in self._fitted:
+            while len(self._fitted) >= REMEMBERED:
+                del self._fitted[next(iter(self._fitted))]
+            active = float(np.isfinite(rows).sum(axis=1).mean())
+            standard = self._standardised(vectors[:n], losses)
+            self._fitted[key] = fit(vectors[:n], features.owner, standard, active, self.priors)
+        return self._fitted[key]
+
+    def _standardised(self, vectors: Array, losses: Array) -> Array:
+        return standardised(losses, rarity(vectors, self.width), self.clip)
+
+
+GOOD = 10
+"""Near how many of the best trials candidates are looked for."""
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a proposal is made from.
+
+    ``best``: the lowest mean at a trial, ended or believed; ``good``: ``(trials, columns)``, the best ones in
+    the unit cube.
+    """
+
+    features: Features
+    vectors: Array
+    losses: Array
+    hyperparameters: Hyperparameters
+    posterior: Posterior
+    best: float
+    good: Array
+
+    def propose(self, wide: int, rounds: int, seen: Seen, rng: np.random.Generator) -> Array | None:
+        def score(rows: Array) -> Array:
+            vectors = self.features.embed(rows, self.features.space.to_unit(rows))
+            return log_expected_improvement(*self.posterior.predict(vectors), self.best)
+
+        return maximise(self.features.space, score, self.good, wide, rounds, seen, rng)
+
+    def believing(self, rows: Array) -> _Known:
+        """As if these rows had ended with the loss that is expected of them."""
+        more = self.features.embed(rows, self.features.space.to_unit(rows))
+        vectors = np.vstack([self.vectors, more])
+        expected = self.posterior.predict(more)[0]
+        losses, best = np.append(self.losses, expected), min(self.best, float(expected.min()))
+        posterior = condition(vectors, self.features.owner, losses, self.hyperparameters)
+        return replace(self, vectors=vectors, losses=losses, posterior=posterior, best=best)
