@@ -9,6 +9,7 @@ import numpy as np
 
 from hpo.core.errors import UsageError
 from hpo.core.history import Array, History
+from hpo.search.auto import Auto
 from hpo.search.gp import GP
 from hpo.search.random import Random
 from hpo.search.tpe import TPE
@@ -16,7 +17,7 @@ from hpo.search.tpe import TPE
 if TYPE_CHECKING:
     from hpo.space import Space
 
-__all__ = ["GP", "TPE", "Algorithm", "Random", "algorithm"]
+__all__ = ["GP", "TPE", "Algorithm", "Auto", "Random", "algorithm"]
 
 NAMES = ("auto", "gp", "tpe", "random")
 
@@ -38,9 +39,11 @@ class Algorithm(Protocol):
 
 
 def algorithm(name: str) -> Algorithm:
-    """The algorithm of that name: ``auto``, ``gp``, ``tpe``, ``random``, or ``module:function`` for any suggest
-    function made for hyperopt. Raises UsageError."""
-    if name in ("auto", "tpe"):
+    """The algorithm of that name: ``auto``, ``gp``, ``tpe``, ``random``, or ``module:function`` for any
+    suggest function made for hyperopt. Raises UsageError."""
+    if name == "auto":
+        return Auto()
+    if name == "tpe":
         return TPE()
     if name == "gp":
         return GP()

@@ -12,7 +12,7 @@ import numpy as np
 
 from hpo.core.errors import UsageError
 from hpo.core.history import Array, History
-from hpo.search.tpe import TPE
+from hpo.search.auto import Auto
 from hpo.space import Space, compile_space
 
 Suggest = Callable[[Sequence[int], hyperopt.Domain, hyperopt.Trials, int], list[dict[str, Any]]]
@@ -29,7 +29,7 @@ def suggest(
     """
     space = _space(domain)
     history, pending = _read(space, trials)
-    rows = TPE().propose(space, history, pending, np.random.default_rng(seed), len(new_ids))
+    rows = AUTO.propose(space, history, pending, np.random.default_rng(seed), len(new_ids))
     miscs = [_misc(space, domain, tid, row) for tid, row in zip(new_ids, rows, strict=True)]
     results = [domain.new_result() for _ in new_ids]
     docs: list[dict[str, Any]] = trials.new_trial_docs(new_ids, [None] * len(new_ids), results, miscs)
@@ -73,6 +73,8 @@ class HyperoptAlgorithm:
             _insert(trials, [_doc(space, domain, tid, proposals[i], None)])
         return proposals
 
+
+AUTO = Auto()
 
 _spaces: WeakKeyDictionary[hyperopt.Domain, Space] = WeakKeyDictionary()
 _domains: WeakKeyDictionary[Space, hyperopt.Domain] = WeakKeyDictionary()

@@ -10,11 +10,11 @@ from hyperopt.pyll import scope
 
 from hpo.core.errors import UsageError
 from hpo.core.history import History
-from hpo.search import TPE, Random, algorithm
+from hpo.search import GP, TPE, Auto, Random, algorithm
 from hpo.search.seen import Seen, unseen
 from hpo.space import compile_space
 
-NAMES = ["random", "tpe", "hyperopt.anneal:suggest", "hyperopt.tpe:suggest"]
+NAMES = ["random", "tpe", "gp", "auto", "hyperopt.anneal:suggest", "hyperopt.tpe:suggest"]
 
 
 def no_pending(space):
@@ -181,7 +181,8 @@ def test_random_search_draws_from_the_spaces_own_distributions():
 
 
 def test_the_names_of_algorithms():
-    assert isinstance(algorithm("auto"), TPE)
+    assert isinstance(algorithm("auto"), Auto)
+    assert isinstance(algorithm("gp"), GP)
     assert isinstance(algorithm("tpe"), TPE)
     assert isinstance(algorithm("random"), Random)
 
@@ -222,3 +223,33 @@ def test_hyperopts_tpe_learns_from_the_history_it_is_shown():
     ]
 
     assert np.median(np.abs(np.array(found) - 0.7)) < 0.15
+
+
+class Named:
+    """An algorithm that proposes the first column's value alone."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def propose(self, space, history, pending, rng, k):
+        return np.full((k, len(space.columns)), self.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "ended", "pending", "chosen"),
+    [(3, 0, 0, 1.0), (3, 9, 0, 1.0), (3, 10, 0, 2.0), (3, 5, 5, 2.0), (6, 0, 0, 2.0)],
+)
+def test_auto_leaves_the_gaussian_process_where_there_are_many_trials_or_columns(
+    columns, ended, pending, chosen
+):
+    space = compile_space({f"x{i}": hp.uniform(f"x{i}", 0, 1) for i in range(columns)})
+    auto = Auto(gp=Named(1.0), tpe=Named(2.0), most_trials=10, most_columns=5)
+    history = History(columns)
+    for number in range(ended):
+        history.append(number, np.zeros(columns), 0.0)
+
+    proposals = auto.propose(space, history, np.zeros((pending, columns)), np.random.default_rng(0), 2)
+
+    assert (proposals == chosen).all()
+    expected = "gp" if chosen == 1.0 else "tpe"
+    assert auto.explain(columns, ended + pending).startswith(f"{expected}: ")

@@ -13,7 +13,7 @@ from hpo.search.gp.acquisition import log_expected_improvement
 from hpo.search.gp.candidates import maximise
 from hpo.search.gp.features import Features
 from hpo.search.gp.losses import rarity, standardised
-from hpo.search.gp.model import Hyperparameters, Posterior, Priors, condition, fit
+from hpo.search.gp.model import Hyperparameters, Posterior, Priors, condition, fit, squared_distances
 from hpo.search.random import draw
 from hpo.search.seen import Seen
 
@@ -35,6 +35,9 @@ class GP:
     at a trial, so that luck in noise is not to be beaten. Waiting and running trials are taken to end as the
     model expects (Ginsbourger et al. 2010, the kriging believer): proposals keep apart.
 
+    Every ``explore``-th proposal lies ``apart`` from all trials: a model that is wrong finds what it knows
+    best the most promising, and would stay there for ever.
+
     Hyperparameters are fitted anew whenever there are ``refit`` times as many trials, to the first so many
     of them: the fit costs most of a suggestion. They are a function of those trials alone; a study that is
     continued proposes what it would have proposed.
@@ -42,13 +45,15 @@ class GP:
     ``wide``, ``rounds``: see `maximise`; ``clip``: see `standardised`; ``width``: see `rarity`.
     """
 
-    starts: int = 10
+    starts: int = 5
     wide: int = 500
     rounds: int = 5
     priors: Priors = field(default_factory=Priors)
     clip: float = 2.0
     width: float = 0.1
     refit: float = 1.1
+    explore: int = 4
+    apart: float = 0.3
     _fitted: dict[bytes, Hyperparameters] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def propose(
@@ -60,7 +65,8 @@ class GP:
         known = None if is_starting else self._known(space, history, pending)
         proposals = np.empty((k, len(space.columns)))
         for i in range(k):
-            row = None if known is None else known.propose(self.wide, self.rounds, seen, rng)
+            apart = self.apart if (len(history) + len(pending) + i) % self.explore == 0 else 0.0
+            row = None if known is None else known.propose(self.wide, self.rounds, apart, seen, rng)
             proposals[i] = draw(space, seen, rng) if row is None else row
             seen.add(proposals[i])
             if known is not None and i + 1 < k:
@@ -97,6 +103,8 @@ class GP:
         return standardised(losses, rarity(vectors, self.width), self.clip)
 
 
+TINY = 1e-300
+
 GOOD = 10
 """Near how many of the best trials candidates are looked for."""
 
@@ -117,10 +125,18 @@ class _Known:
     best: float
     good: Array
 
-    def propose(self, wide: int, rounds: int, seen: Seen, rng: np.random.Generator) -> Array | None:
+    def propose(
+        self, wide: int, rounds: int, apart: float, seen: Seen, rng: np.random.Generator
+    ) -> Array | None:
+        """The row of highest log expected improvement, weighed down within about ``apart`` of every trial."""
+
         def score(rows: Array) -> Array:
             vectors = self.features.embed(rows, self.features.space.to_unit(rows))
-            return log_expected_improvement(*self.posterior.predict(vectors), self.best)
+            gain = log_expected_improvement(*self.posterior.predict(vectors), self.best)
+            if not apart:
+                return gain
+            nearest = squared_distances(vectors, self.vectors).min(axis=1)
+            return gain + np.log(np.maximum(-np.expm1(nearest / (-2.0 * apart**2)), TINY))
 
         return maximise(self.features.space, score, self.good, wide, rounds, seen, rng)
 

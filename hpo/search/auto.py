@@ -1,0 +1,45 @@
+"""The default: the algorithm that suits the study as it stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hpo.core.history import Array, History
+from hpo.search.gp import GP
+from hpo.search.tpe import TPE
+
+if TYPE_CHECKING:
+    from hpo.space import Space
+
+
+@dataclass(frozen=True)
+class Auto:
+    """A Gaussian process while there are few trials, the tree-structured Parzen estimator from then on.
+
+    Whatever was measured (flat and nested spaces, 2 to 20 columns, with noise, one to sixteen trials at a
+    time), the Gaussian process needs fewer trials. But its time grows with the cube of their number, and with
+    the columns: ``most_trials`` and ``most_columns`` are where a suggestion takes about 50 ms on one core.
+    """
+
+    gp: GP = field(default_factory=GP)
+    tpe: TPE = field(default_factory=TPE)
+    most_trials: int = 300
+    most_columns: int = 100
+
+    def propose(
+        self, space: Space, history: History, pending: Array, rng: np.random.Generator, k: int
+    ) -> Array:
+        """See `hpo.search.Algorithm.propose`."""
+        is_small = len(space.columns) <= self.most_columns and len(history) + len(pending) < self.most_trials
+        return (self.gp if is_small else self.tpe).propose(space, history, pending, rng, k)
+
+    def explain(self, columns: int, trials: int) -> str:
+        """Which algorithm it is in a space of so many columns after so many trials, and why."""
+        if columns > self.most_columns:
+            return f"tpe: {columns} parameters are many for a Gaussian process (up to {self.most_columns})"
+        if trials < self.most_trials:
+            return f"gp: it needs the fewest trials; tpe from trial {self.most_trials} on, where gp is slow"
+        return f"tpe: from trial {self.most_trials} on a Gaussian process is slow; gp before"
