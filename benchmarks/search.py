@@ -1,7 +1,8 @@
 """How good the search is, against hyperopt, Optuna and random search, on problems whose best is known.
 
-    python benchmarks/search.py                                    # all of it; an hour or two
+    python benchmarks/search.py                                    # all of it; hours
     python benchmarks/search.py --algorithms hpo-tpe,optuna-tpe --problems network,tree --seeds 5
+    python benchmarks/search.py --keep build/peers.json            # the same, the next time without the peers
     python benchmarks/search.py --workers 4                        # trials that run at the same time
     python benchmarks/search.py --ablate tpe                       # each field of TPE varied by itself
     python benchmarks/search.py --algorithms hpo-tpe,hpo-tpe:starts=5:candidates=64
@@ -19,9 +20,11 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import json
 import multiprocessing
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -224,7 +227,7 @@ def main() -> None:
     problems = usable_problems(options.problems)
     if not names or not problems:
         raise SystemExit("nothing is left to measure")
-    results = measured(names, problems, options.seeds, budgets, options.workers, options.jobs)
+    results = measured(names, problems, options.seeds, budgets, options.workers, options.jobs, options.keep)
     print(
         f"{len(problems)} problems, {options.seeds} seeds, {options.workers} workers: {', '.join(problems)}\n"
     )
@@ -245,15 +248,16 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--algorithms", type=listed, default=DEFAULT, help=f"of {','.join(DEFAULT)},optuna-gp"
-    )
+    parser.add_argument("--algorithms", type=listed, default=DEFAULT, help=f"of {','.join(ALGORITHMS)}")
     parser.add_argument("--ablate", choices=VARIANTS, help="vary this algorithm of hpo's instead")
     parser.add_argument("--problems", type=listed, default=list(PROBLEMS), help=f"of {','.join(PROBLEMS)}")
     parser.add_argument("--seeds", type=int, default=20, help="searches of each problem (20)")
     parser.add_argument("--budgets", type=int, nargs="+", default=[25, 50, 100, 200], help="evaluations")
     parser.add_argument("--workers", type=int, default=1, help="trials at the same time (1)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (2)")
+    parser.add_argument(
+        "--keep", type=Path, help="a file for the peers' searches, which are then not run again"
+    )
     options = parser.parse_args()
     if unknown := [name for name in options.problems if name not in PROBLEMS]:
         parser.error(f"there is no problem {', '.join(unknown)}; choose of {', '.join(PROBLEMS)}")
@@ -294,21 +298,35 @@ def measured(
     budgets: tuple[int, ...],
     workers: int,
     jobs: int,
+    keep: Path | None,
 ) -> Results:
+    """Run all the searches; peers' that are in the file ``keep`` are not run again, new ones go there."""
     tasks = [
         (each, name, seed, budgets, workers) for seed in range(seeds) for name in names for each in problems
     ]
     with multiprocessing.Pool(jobs) as pool:
-        by_random = np.array(pool.map(by_random_search, [(each, budgets) for each in problems], chunksize=1))
-        found = []
-        for values in pool.imap(run_one, tasks):
-            found.append(values)
-            if len(found) % 100 == 0 or len(found) == len(tasks):
-                print(f"{len(found)}/{len(tasks)} searches", file=sys.stderr, flush=True)
+        by_random = pool.map(by_random_search, [(each, budgets) for each in problems], chunksize=1)
+        # A problem that was changed has another random search, too.
+        keys = [json.dumps([*task, by_random[problems.index(task[0])]]) for task in tasks]
+        found: dict[str, list[float]] = json.loads(keep.read_text()) if keep and keep.exists() else {}
+        new = [i for i, key in enumerate(keys) if key not in found]
+        if len(new) < len(tasks):
+            print(f"{len(tasks) - len(new)} searches were kept", file=sys.stderr)
+        of_peers = set(found) | {keys[i] for i in new if tasks[i][1] in PEERS}
+        searched = pool.imap(run_one, [tasks[i] for i in new])
+        for done, (i, losses) in enumerate(zip(new, searched, strict=True), 1):
+            found[keys[i]] = losses
+            if done % 100 == 0 or done == len(new):
+                print(f"{done} of {len(new)} searches", file=sys.stderr, flush=True)
+                if keep:
+                    keep.write_text(json.dumps({key: found[key] for key in found if key in of_peers}))
     # (seeds, names, problems, budgets), as the tasks are ordered
-    losses = np.reshape(found, (seeds, len(names), len(problems), len(budgets)))
+    losses = np.reshape([found[key] for key in keys], (seeds, len(names), len(problems), len(budgets)))
     best = np.array([problem(each).best for each in problems])
-    return {name: normalised(losses[:, i].swapaxes(0, 1), best, by_random) for i, name in enumerate(names)}
+    return {
+        name: normalised(losses[:, i].swapaxes(0, 1), best, np.array(by_random))
+        for i, name in enumerate(names)
+    }
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a suggestion costs, against hyperopt and Optuna, in studies small and large.
 
-    python benchmarks/suggestion.py                                    # half an hour
+    python benchmarks/suggestion.py                                    # five minutes; more with optuna-gp
     python benchmarks/suggestion.py --algorithms hpo-tpe,optuna-tpe --trials 100 1000
 
 Ten mixed columns, and fifty of which some twelve are active at a time. A study gets so many random trials at
@@ -39,8 +39,15 @@ from hpo.core.history import History
 from hpo.space import Space, compile_space
 from hpo.space.distributions import Categorical, Normal, Randint, Uniform
 
-PEERS = ("optuna-tpe", "optuna-tpe-group", "optuna-cmaes", "hyperopt-tpe", "hyperopt-anneal")
-ALGORITHMS = ("hpo-auto", "hpo-tpe", "hpo-gp", "hpo-random", *PEERS, "optuna-gp")
+PEERS = (
+    "optuna-tpe",
+    "optuna-tpe-group",
+    "optuna-cmaes",
+    "optuna-gp",
+    "hyperopt-tpe",
+    "hyperopt-anneal",
+)
+ALGORITHMS = ("hpo-auto", "hpo-tpe", "hpo-gp", "hpo-random", *PEERS)
 TIMED = ("hpo-tpe", "hpo-auto", "hpo-gp", "optuna-tpe", "optuna-gp", "hyperopt-tpe")
 LARGEST = {"optuna-gp": 100}
 """Studies beyond this size take an algorithm too long."""
@@ -93,7 +100,9 @@ class Own:
         self.history.append(number, self.running.pop(number), loss)
 
     def fill(self, trials: int, loss: Callable[[Mapping[str, float]], float]) -> None:
-        for row in self.space.sample(np.random.default_rng(self.seed), trials):
+        rng = np.random.default_rng(self.seed)
+        for _ in range(trials):
+            [row] = self.space.sample(rng, 1)
             self.history.append(self.asked, row, loss(self.space.point(row)))
             self.asked += 1
 
@@ -318,10 +327,14 @@ def main() -> None:
                         raise SystemExit(f"{name}: {error.message}\nhint: {error.hint}") from None
                 if name == "optuna-tpe":
                     optuna = ms, mib
-                cells = [name, f"{trials}", f"{ms:.2f}", f"{ms / optuna[0]:.2f}"]
-                # Shares of less than a MiB are shares of nothing.
-                cells += [f"{mib:.1f}", f"{mib / optuna[1]:.2f}" if optuna[1] >= 1 else ""]
+                cells = [name, f"{trials}", f"{ms:.2f}", share(ms, optuna[0])]
+                cells += [f"{mib:.1f}", share(mib, optuna[1])]
                 print(f"| {space_name} | {' | '.join(cells)} |", flush=True)
+
+
+def share(value: float, of: float, least: float = 1) -> str:
+    """Empty where there is nothing to compare with, or too little: less than 1 ms or 1 MiB is noise."""
+    return f"{value / of:.2f}" if of >= least else ""
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The search benchmarks: their problems are what they say, their scores mean what they say."""
 
 import importlib
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -80,8 +82,10 @@ def test_on_the_misleading_tree_the_best_branch_is_the_worst_on_average():
     branch = rows[:, one.space.labels.index("kind")]
 
     means = [losses[branch == i].mean() for i in range(3)]
+    beats_others = losses[branch == one.optimum["kind"]] < 0.2
 
     assert np.argmax(means) == one.optimum["kind"]
+    assert 0 < beats_others.mean() < 0.05
 
 
 def test_the_large_tree_has_fifty_columns_with_about_a_dozen_active():
@@ -277,3 +281,34 @@ def test_every_variant_of_the_ablation_is_a_field_of_tpe():
 
             assert getattr(study.algorithm, field) == value
             assert study.algorithm != TPE()
+
+
+def test_peers_searches_are_kept_for_the_next_time(tmp_path):
+    options = ["--algorithms", "hpo-random,hyperopt-anneal", "--problems", "network", "--seeds", "2"]
+    command = [sys.executable, BENCHMARKS / "search.py", *options, "--budgets", "5", "3", "--jobs", "1"]
+    command += ["--keep", tmp_path / "peers.json"]
+    environment = os.environ | {"PYTHONPATH": str(BENCHMARKS.parent)}
+
+    first, again = (
+        subprocess.run(command, capture_output=True, text=True, check=True, env=environment) for _ in range(2)
+    )
+
+    assert "| regret after | 3 | 5 |" in first.stdout
+    assert "| less the best of hyperopt-anneal, × of it | 3 | 5 |" in first.stdout
+    assert "| regret after 5 | network |" in first.stdout
+    assert again.stdout == first.stdout
+    assert "4 of 4 searches" in first.stderr
+    assert "2 searches were kept\n2 of 2 searches" in again.stderr
+
+
+@pytest.mark.parametrize("algorithm", ["hpo-tpe:no_such_field=1", "optuna-best"])
+def test_the_command_names_what_is_wrong_with_an_algorithm(algorithm):
+    command = [sys.executable, BENCHMARKS / "search.py", "--algorithms", algorithm]
+    environment = os.environ | {"PYTHONPATH": str(BENCHMARKS.parent)}
+
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"{algorithm}: ")
+    assert "hint: " in ended.stderr
+    assert "Traceback" not in ended.stderr
