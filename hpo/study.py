@@ -20,6 +20,7 @@ from hpo.core.history import Array, History
 from hpo.core.trial import Changes, Failed, Kind, State, Trial
 from hpo.executors import Died, Executor
 from hpo.search import Algorithm
+from hpo.search.pruning import Judge
 from hpo.space import Space
 from hpo.stores import Store
 from hpo.tracking import Observer
@@ -28,6 +29,7 @@ from hpo.worker import trial_folder
 logger = logging.getLogger("hpo.study")
 
 WAIT_SECONDS = 0.25  # how late the loop sees an epoch report or a Ctrl-C; ended trials wake it at once
+JUDGE_SECONDS = 0.05  # the same, where an epoch that is seen late is an epoch trained in vain
 MIN_ENDED_FOR_SHARE = 10  # a share of failures says nothing before
 
 
@@ -77,8 +79,8 @@ class Study:
     """One driver's view of a study. `run` is the loop.
 
     Holds no more of an ended trial than its row in the history: memory grows by some hundred bytes a trial.
-    ``work_folder``: where this machine's workers keep their trials' files. ``begin_run``: makes the run that
-    a trial's objective may log to, where tracking has one beforehand.
+    ``work_folder``: where this machine's workers keep their trials' files. ``judge``: stops trials early.
+    ``begin_run``: makes the run that a trial's objective may log to, where tracking has one beforehand.
     """
 
     store: Store
@@ -88,6 +90,7 @@ class Study:
     limits: Limits
     seed: int
     work_folder: Path
+    judge: Judge | None = None
     observers: Sequence[Observer] = ()
     begin_run: BeginRun | None = None
     clock: Callable[[], float] = time.monotonic
@@ -105,6 +108,8 @@ class Study:
         self._revision = self.store.record().revision
         for trial in self.store.trials():
             self._absorb(trial)
+        if self.judge is not None:
+            self.judge.restore(self.store.trials(), self.store.losses())
         self._ended_before = (len(self._ended), self.failed)
 
     def run(self, wish: Wish) -> Ending:
@@ -124,7 +129,7 @@ class Study:
                 self._feed()
             if not self._submitted:
                 return ending or Ending.DONE
-            for event in self.executor.wait(WAIT_SECONDS):
+            for event in self.executor.wait(WAIT_SECONDS if self.judge is None else JUDGE_SECONDS):
                 if event.number is not None:
                     self._submitted.discard(event.number)
                 if isinstance(event, Died):
@@ -141,6 +146,9 @@ class Study:
         self._revision = changes.revision
         for trial in changes.trials:
             self._absorb(trial)
+        for ruling in self.judge.rule(changes) if self.judge is not None else ():
+            keep = self.store.spare if ruling.is_spared else self.store.stop
+            keep(ruling.number, ruling.verdict)
         self._tell(changes)
 
     def _absorb(self, trial: Trial) -> None:
