@@ -28,8 +28,7 @@ from hpo.worker import trial_folder
 
 logger = logging.getLogger("hpo.study")
 
-WAIT_SECONDS = 0.25  # how late the loop sees an epoch report or a Ctrl-C; ended trials wake it at once
-JUDGE_SECONDS = 0.05  # the same, where an epoch that is seen late is an epoch trained in vain
+WAIT_SECONDS = 0.1  # how late the loop sees an epoch to judge, or a Ctrl-C; ended trials wake it at once
 MIN_ENDED_FOR_SHARE = 10  # a share of failures says nothing before
 
 
@@ -129,7 +128,7 @@ class Study:
                 self._feed()
             if not self._submitted:
                 return ending or Ending.DONE
-            for event in self.executor.wait(WAIT_SECONDS if self.judge is None else JUDGE_SECONDS):
+            for event in self.executor.wait(WAIT_SECONDS):
                 if event.number is not None:
                     self._submitted.discard(event.number)
                 if isinstance(event, Died):
@@ -146,9 +145,10 @@ class Study:
         self._revision = changes.revision
         for trial in changes.trials:
             self._absorb(trial)
-        for ruling in self.judge.rule(changes) if self.judge is not None else ():
-            keep = self.store.spare if ruling.is_spared else self.store.stop
-            keep(ruling.number, ruling.verdict)
+        if self.judge is not None:
+            for ruling in self.judge.rule(changes):
+                keep = self.store.spare if ruling.is_spared else self.store.stop
+                keep(ruling.number, ruling.verdict)
         self._tell(changes)
 
     def _absorb(self, trial: Trial) -> None:

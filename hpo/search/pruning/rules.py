@@ -78,15 +78,16 @@ class Auto:
     another chance to err. Who leads at its epoch is never stopped.
     """
 
-    warm_up: int = 1
+    warm_up: int = 4
     starts: int = 5
     least_chance: float = 0.05
+    first: int = 2
     factor: float = 1.3
 
     def stops(self, curves: Curves, number: int, epoch: int) -> bool:
         if Median(self.starts, self.warm_up).stops(curves, number, epoch):
             return True
-        if not is_rung(curves, number, epoch, self.warm_up + 1, self.factor):
+        if not is_rung(curves, number, epoch, self.first, self.factor):
             return False
         best, (completed, _) = curves.best(number, epoch), curves.completed_at(epoch)
         if best is None or best <= curves.at(epoch).min():
