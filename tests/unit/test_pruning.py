@@ -9,7 +9,7 @@ import pytest
 from hpo.core.errors import UsageError
 from hpo.core.pruning import full_epochs, saving, summary
 from hpo.core.trial import Changes, Report, State, Trial, Verdict
-from hpo.search.pruning import Asha, Curves, Hyperband, Judge, Median, pruner
+from hpo.search.pruning import Asha, Auto, Curves, Hyperband, Judge, Median, pruner
 from hpo.search.pruning.chance import chance_to_win
 from hpo.search.pruning.judge import STOPPED_FOR_ONE
 
@@ -120,6 +120,43 @@ def test_hyperbands_later_brackets_give_more_time() -> None:
     first_stop = {n: next((e for e in range(20) if rule.stops(curves, n, e)), None) for n in range(9, 13)}
 
     assert first_stop == {9: 5, 10: 5, 11: 5, 12: 17}
+
+
+def test_auto_waits_until_trials_have_completed() -> None:
+    curves = curves_of({number: [number / 10] * 20 for number in range(10)})
+    rule = Auto(starts=5)
+
+    before = [rule.stops(curves, 9, epoch) for epoch in range(20)]
+    for number in range(5):
+        curves.complete(number)
+
+    assert not any(before)
+    assert rule.stops(curves, 9, 10)
+
+
+@pytest.mark.parametrize("epochs", [10, 100, 1000])
+def test_the_warm_up_of_auto_is_a_share_of_the_epochs(epochs: int) -> None:
+    curves = curves_of({number: [number / 10] * epochs for number in range(10)})
+    for number in range(5):
+        curves.complete(number)
+
+    first = next(epoch for epoch in range(epochs) if Auto(warm_up=0.2).stops(curves, 9, epoch))
+
+    assert first == 0.2 * epochs
+
+
+def test_auto_stops_a_trial_of_the_better_half_that_is_unlikely_to_win() -> None:
+    # Each completed trial gained 0.1 from any epoch on; the best ended at 0.1.
+    good = {number: [0.2 + number / 100] * 20 + [0.1 + number / 100] for number in range(12)}
+    bad = {number: [0.9] * 20 for number in range(12, 30)}
+    curves = curves_of(good | bad | {30: [0.25] * 20, 31: [0.195] * 20})
+    for number in range(12):
+        curves.complete(number)
+    rule = Auto()
+
+    assert any(rule.stops(curves, 30, epoch) for epoch in range(20))
+    assert not any(rule.stops(curves, 31, epoch) for epoch in range(20))
+    assert not any(Median(5, 0).stops(curves, 30, epoch) for epoch in range(20))
 
 
 @pytest.mark.parametrize("name", ["auto", "median", "asha", "hyperband"])

@@ -41,6 +41,7 @@ class Curves:
         self._curves: dict[int, _Curve] = {}
         self._columns: dict[int, _Column] = {}
         self._completed: set[int] = set()
+        self._lengths: array[int] = array("q")  # of the completed
 
     def report(self, number: int, epoch: int, loss: float | None) -> None:
         """The trial has reached this epoch."""
@@ -58,8 +59,10 @@ class Curves:
 
     def complete(self, number: int) -> None:
         """The trial was trained to its end."""
-        if number in self._curves and self._curves[number].epochs:
+        curve = self._curves.get(number)
+        if curve is not None and curve.epochs and number not in self._completed:
             self._completed.add(number)
+            self._lengths.append(curve.epochs[-1] + 1)
 
     def at(self, epoch: int) -> Array:
         """The best losses up to this epoch, of every trial that reported it: ``(trials,)``."""
@@ -79,6 +82,15 @@ class Curves:
         curve = self._curves.get(number)
         place = bisect.bisect_left(curve.epochs, epoch) if curve is not None else 0
         return curve.epochs[place - 1] if curve is not None and place else None
+
+    @property
+    def completed(self) -> int:
+        """How many trials that reported epochs were trained to their end."""
+        return len(self._completed)
+
+    def full_epochs(self) -> float:
+        """How many epochs the completed trials have: their median; 0 where there are none."""
+        return float(np.median(np.array(self._lengths))) if self._lengths else 0.0
 
     def finals(self) -> Array:
         """The best losses of all epochs, of the completed trials that reported any: ``(trials,)``."""

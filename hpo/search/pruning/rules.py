@@ -74,25 +74,25 @@ class Auto:
     """Stop a trial that is in the worse half at its epoch (`Median`), or unlikely to become the best.
 
     The second is for later, when the search proposes nothing but good trials, half of which the median lets
-    run. It is asked once ``starts`` trials are completed, at epochs that lie ever further apart: each time is
-    another chance to err. Who leads at its epoch is never stopped.
+    run. It is asked at epochs that lie ever further apart: each time is another chance to err. Who leads at
+    its epoch is never stopped. Nobody is before ``starts`` trials are completed, or in the first ``warm_up``
+    (a share) of their epochs: so 10 epochs are judged as 1000 are.
     """
 
-    warm_up: int = 4
     starts: int = 5
+    warm_up: float = 0.08
     least_chance: float = 0.05
-    first: int = 2
     factor: float = 1.3
 
     def stops(self, curves: Curves, number: int, epoch: int) -> bool:
-        if Median(self.starts, self.warm_up).stops(curves, number, epoch):
+        best, warm_up = curves.best(number, epoch), self.warm_up * curves.full_epochs()
+        if best is None or curves.completed < self.starts or epoch < warm_up:
+            return False
+        if Median(self.starts, 0).stops(curves, number, epoch):
             return True
-        if not is_rung(curves, number, epoch, self.first, self.factor):
+        if best <= curves.at(epoch).min() or not is_rung(curves, number, epoch, 1 + warm_up, self.factor):
             return False
-        best, (completed, _) = curves.best(number, epoch), curves.completed_at(epoch)
-        if best is None or best <= curves.at(epoch).min():
-            return False
-        return len(completed) >= self.starts and chance_to_win(curves, number, epoch) < self.least_chance
+        return chance_to_win(curves, number, epoch) < self.least_chance
 
 
 def is_rung(curves: Curves, number: int, epoch: int, first: float, factor: float) -> bool:
