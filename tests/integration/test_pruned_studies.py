@@ -9,9 +9,12 @@ QUICK = ("--tracking-uri", "none")
 
 # Six good trials of six epochs; then those of even number are hopeless, and train until somebody stops them.
 HOPELESS = """
+    import time
+
     def objective(params, run, *, kind="pruned"):
         is_bad = run.number > 5 and run.number % 2 == 0
         for epoch in range(6 if kind == "ends" or not is_bad else 3000):
+            time.sleep(0.01 * is_bad)  # or it would keep the driver from the store
             loss = (9.0 if is_bad else params["x"]) + 1 / (epoch + 1)
             run.report(epoch, loss)
         return loss
