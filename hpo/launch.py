@@ -28,6 +28,7 @@ from hpo.core.study import Driver, Identity
 from hpo.executors import WorkerSettings
 from hpo.loading import EntryPoint, Task, load, loaded_below, locate
 from hpo.search import Algorithm, algorithm
+from hpo.search.pruning import pruner
 from hpo.space import difference, lint
 from hpo.stores import Catalog, Store, connect
 from hpo.stores.sqlite_file import files_folder
@@ -38,7 +39,8 @@ STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What `hpo optimize` was asked for. ``study``, ``seed``, ``algorithm``: None takes the study's own."""
+    """What `hpo optimize` was asked for. ``study``, ``seed``, ``algorithm``, ``pruner``: None takes the
+    study's own."""
 
     file: str
     store: str
@@ -46,6 +48,7 @@ class Request:
     settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
     algorithm: str | None = None
+    pruner: str | None = None
     limits: Limits = field(default_factory=Limits)
     trial_timeout_seconds: float | None = None
     take_over: bool = False
@@ -63,6 +66,7 @@ class Driven:
     url: str
     task: Task
     algorithm: Algorithm
+    pruner: str
     identity: Identity
     settings: WorkerSettings
     is_new: bool
@@ -83,6 +87,8 @@ def driving(request: Request) -> Iterator[Driven]:
             f"{name!r} can't name a study", "use letters, digits, '.', '_' and '-': --study my-study"
         )
     task = load(entry, request.settings)
+    if request.pruner is not None:
+        pruner(request.pruner)
     if request.algorithm is not None:
         # What can't propose must not become part of a study: ask it once.
         nothing = History(len(task.space.columns))
@@ -97,12 +103,14 @@ def driving(request: Request) -> Iterator[Driven]:
                 work_folder / "trials", ignore_errors=True
             )  # of workers that died with their driver
             store.recall()
+            rule, rule_warnings = _keep_pruner(store, request.pruner)
             code, code_warnings = _keep_code(store, entry, work_folder)
             yield Driven(
                 store=store,
                 url=request.store,
                 task=task,
                 algorithm=algorithm(identity.algorithm),
+                pruner=rule,
                 identity=identity,
                 settings=WorkerSettings(
                     store=store.url,
@@ -118,7 +126,7 @@ def driving(request: Request) -> Iterator[Driven]:
                     timeout_seconds=request.trial_timeout_seconds,
                 ),
                 is_new=is_new,
-                warnings=(*(str(warning) for warning in lint(task.space)), *code_warnings),
+                warnings=(*(str(warning) for warning in lint(task.space)), *rule_warnings, *code_warnings),
             )
         finally:
             with contextlib.suppress(StoreError):  # a driver that is gone is noticed anyway
@@ -220,6 +228,18 @@ def _is_alive(driver: Driver) -> bool:
         return is_same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def _keep_pruner(store: Store, asked: str | None) -> tuple[str, list[str]]:
+    """The pruner's name: what is asked for, else the study's own; and what to say of it. It is no part of the
+    identity: what has ended stays true under another rule."""
+    kept = store.record().notes.get("pruner")
+    name = asked or kept or "auto"
+    pruner(name)
+    if name == kept:
+        return name, []
+    store.note("pruner", name)
+    return name, [] if kept is None else [f"the pruner is {name} from now on; it was {kept}"]
 
 
 def _keep_code(store: Store, entry: EntryPoint, work_folder: Path) -> tuple[Path, list[str]]:

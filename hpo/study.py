@@ -20,6 +20,7 @@ from hpo.core.history import Array, History
 from hpo.core.trial import Changes, Failed, Kind, State, Trial
 from hpo.executors import Died, Executor
 from hpo.search import Algorithm
+from hpo.search.pruning import Judge
 from hpo.space import Space
 from hpo.stores import Store
 from hpo.tracking import Observer
@@ -27,7 +28,7 @@ from hpo.worker import trial_folder
 
 logger = logging.getLogger("hpo.study")
 
-WAIT_SECONDS = 0.25  # how late the loop sees an epoch report or a Ctrl-C; ended trials wake it at once
+WAIT_SECONDS = 0.1  # how late the loop sees an epoch to judge, or a Ctrl-C; ended trials wake it at once
 MIN_ENDED_FOR_SHARE = 10  # a share of failures says nothing before
 
 
@@ -77,8 +78,8 @@ class Study:
     """One driver's view of a study. `run` is the loop.
 
     Holds no more of an ended trial than its row in the history: memory grows by some hundred bytes a trial.
-    ``work_folder``: where this machine's workers keep their trials' files. ``begin_run``: makes the run that
-    a trial's objective may log to, where tracking has one beforehand.
+    ``work_folder``: where this machine's workers keep their trials' files. ``judge``: stops trials early.
+    ``begin_run``: makes the run that a trial's objective may log to, where tracking has one beforehand.
     """
 
     store: Store
@@ -88,6 +89,7 @@ class Study:
     limits: Limits
     seed: int
     work_folder: Path
+    judge: Judge | None = None
     observers: Sequence[Observer] = ()
     begin_run: BeginRun | None = None
     clock: Callable[[], float] = time.monotonic
@@ -105,6 +107,8 @@ class Study:
         self._revision = self.store.record().revision
         for trial in self.store.trials():
             self._absorb(trial)
+        if self.judge is not None:
+            self.judge.restore(self.store.trials(), self.store.losses())
         self._ended_before = (len(self._ended), self.failed)
 
     def run(self, wish: Wish) -> Ending:
@@ -141,6 +145,10 @@ class Study:
         self._revision = changes.revision
         for trial in changes.trials:
             self._absorb(trial)
+        if self.judge is not None:
+            for ruling in self.judge.rule(changes):
+                keep = self.store.spare if ruling.is_spared else self.store.stop
+                keep(ruling.number, ruling.verdict)
         self._tell(changes)
 
     def _absorb(self, trial: Trial) -> None:

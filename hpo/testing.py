@@ -19,7 +19,7 @@ import pytest
 
 from hpo.core.errors import ClaimLost, NoSuchStudy, NoSuchTrial
 from hpo.core.study import Driver, Identity
-from hpo.core.trial import Answer, Claim, Completed, Failed, Kind, Outcome, Pruned, State
+from hpo.core.trial import Answer, Claim, Completed, Failed, Kind, Outcome, Pruned, State, Verdict
 from hpo.executors import Died, Event, Executor, Finished
 from hpo.stores import Catalog, Store
 
@@ -32,6 +32,7 @@ IDENTITY = Identity(
     seed=7,
     algorithm="tpe",
 )
+VERDICT = Verdict(epoch=3, chance=0.02, best=None)
 DEATH = Failed(Kind.SIGNAL, "killed by SIGKILL")
 
 
@@ -375,6 +376,16 @@ class StoreContract:
         assert [r.epoch for r in store.reports(0)] == [0, 1, 2, 3]
         assert store.trial(0).epochs == 4
 
+    def test_the_losses_of_all_trials_are_told_by_trial_and_epoch(self, store: Store) -> None:
+        for number in (0, 1):
+            _add(store, number)
+        first, second = _claimed(store, 0), _claimed(store, 1)
+        store.report(second, 0, 0.5, {}, time=1.0)
+        store.report(first, 0, 0.7, {"accuracy": 0.3}, time=1.0)
+        store.report(first, 2, None, {}, time=1.0)
+
+        assert list(store.losses()) == [(0, 0, 0.7), (0, 2, None), (1, 0, 0.5)]
+
     def test_a_stopped_trial_learns_it_from_its_next_sign_of_life(self, store: Store) -> None:
         _add(store, 0)
         claim = _claimed(store, 0)
@@ -392,6 +403,43 @@ class StoreContract:
         store.release(claim)
 
         assert store.renew(_claimed(store, 0)) is Answer.CONTINUE
+
+    def test_a_stopped_trial_keeps_the_verdict(self, store: Store) -> None:
+        _add(store, 0)
+        claim = _claimed(store, 0)
+
+        store.stop(0, VERDICT)
+        store.finish(claim, Pruned(0.7))
+
+        assert store.trial(0).verdict == VERDICT
+
+    def test_a_spared_trial_keeps_the_verdict_and_runs_on(self, store: Store) -> None:
+        _add(store, 0)
+        claim = _claimed(store, 0)
+
+        store.spare(0, VERDICT)
+
+        assert store.renew(claim) is Answer.CONTINUE
+        assert store.trial(0).verdict == VERDICT
+
+    def test_an_attempt_begins_without_a_verdict(self, store: Store) -> None:
+        _add(store, 0)
+        claim = _claimed(store, 0)
+        store.stop(0, VERDICT)
+        store.release(claim)
+
+        _claimed(store, 0)
+
+        assert store.trial(0).verdict is None
+
+    def test_a_trial_that_has_ended_takes_no_verdict(self, store: Store) -> None:
+        _add(store, 0)
+        store.finish(_claimed(store, 0), Completed(0.5))
+
+        store.stop(0, VERDICT)
+        store.spare(0, VERDICT)
+
+        assert store.trial(0).verdict is None
 
     # --- changes
 

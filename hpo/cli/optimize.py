@@ -23,6 +23,7 @@ from hpo.core.errors import ExitCode
 if TYPE_CHECKING:
     from hpo.executors import Executor
     from hpo.launch import Driven
+    from hpo.search.pruning import Judge
     from hpo.study import Ending, Limits
     from hpo.tracking.mlflow import MlflowObserver
     from hpo.tracking.tensorboard import TensorBoardObserver
@@ -51,6 +52,11 @@ if TYPE_CHECKING:
     "--algo",
     "algorithm",
     help="gp, tpe, random, a hyperopt algorithm as module:function, or auto: today tpe.  [default: auto]",
+)
+@click.option(
+    "--pruner",
+    help="Stops hopeless trials early by the losses they report: auto, median, asha, hyperband, none."
+    "  [default: the study's, else auto]",
 )
 @click.option(
     "--seed", type=click.IntRange(min=0), help="Seed of the search.  [default: random, kept in the study]"
@@ -250,6 +256,7 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
                     limits=limits,
                     seed=identity.seed,
                     work_folder=driven.settings.work_folder,
+                    judge=_judge(driven),
                     observers=[one for one in (progress, mlflow, tensorboard) if one is not None],
                     begin_run=mlflow.begin if mlflow else None,
                 )
@@ -268,6 +275,13 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
     if as_json:
         echo_json(_document(driven, mlflow))
     return code
+
+
+def _judge(driven: Driven) -> Judge | None:
+    from hpo.search.pruning import Judge, pruner
+
+    rule = pruner(driven.pruner)
+    return None if rule is None else Judge(rule, driven.identity.seed)
 
 
 def _mlflow(driven: Driven, how: How) -> MlflowObserver | None:
@@ -325,6 +339,7 @@ def _conclude(
 ) -> int:
     """Tell how it ended and how to go on; returns the exit code."""
     from hpo.core.plain import flat
+    from hpo.core.pruning import summary
     from hpo.study import Ending
 
     _close(mlflow, ending, say)
@@ -335,6 +350,8 @@ def _conclude(
         say(f"best: trial {best.number}, loss {best.loss:.6g}")
         for name, value in flat(best.params).items():
             say(f"  {name} = {value:.6g}" if isinstance(value, float) else f"  {name} = {value}")
+    if counts["pruned"] and (pruning := summary(list(driven.store.trials()))) is not None:
+        say(str(pruning))
     _say_how_to_go_on(driven, mlflow, say, is_done=ending is Ending.DONE)
     match ending:
         case Ending.DRAINED | Ending.CANCELLED:
@@ -370,7 +387,8 @@ def _opening(driven: Driven, slots: list[tuple[str, ...]]) -> str:
     workers = f"{len(slots)} worker{'s' if len(slots) > 1 else ''}"
     if slots[0]:
         workers += f" on GPUs {', '.join('+'.join(slot) for slot in slots)}"
-    return f"{what} {identity.study}: algorithm {identity.algorithm}, seed {identity.seed}, {workers}"
+    how = f"algorithm {identity.algorithm}, pruner {driven.pruner}, seed {identity.seed}"
+    return f"{what} {identity.study}: {how}, {workers}"
 
 
 def _ended(driven: Driven) -> int:

@@ -15,6 +15,7 @@ from hpo.cli.files import log_of
 from hpo.cli.options import echo_json, json_option, store_option
 from hpo.core.errors import UsageError
 from hpo.core.plain import flat, printable
+from hpo.core.pruning import full_epochs, has_won, saving, summary
 from hpo.core.trial import Report, State, Trial
 from hpo.stores import Catalog, Store, connect
 
@@ -84,7 +85,8 @@ def _show_studies(catalog: Catalog, as_json: bool) -> None:
 def _show_trials(store: Store, sort: str, limit: int | None, as_json: bool) -> None:
     trials = _sorted(list(store.trials()), sort)
     if as_json:
-        echo_json([document(trial) for trial in trials])
+        full = full_epochs(trials)
+        echo_json([document(trial, full) for trial in trials])
         return
     shown = trials[:limit]
     is_terminal = sys.stdout.isatty()
@@ -109,6 +111,8 @@ def _show_trials(store: Store, sort: str, limit: int | None, as_json: bool) -> N
     _print(table)
     if len(trials) > len(shown):
         click.echo(f"{len(trials) - len(shown)} more: --all, or --limit N")
+    if (pruning := summary(trials)) is not None:
+        click.echo(pruning)
 
 
 def _parameters_or_error(trial: Trial) -> str:
@@ -119,8 +123,9 @@ def _parameters_or_error(trial: Trial) -> str:
 
 def _show_trial(store: Store, number: int, as_json: bool) -> None:
     trial = store.trial(number)
+    full = None if trial.verdict is None else full_epochs(list(store.trials(State.COMPLETED)))
     if as_json:
-        echo_json(document(trial))
+        echo_json(document(trial, full))
         return
     lines: dict[str, Any] = {
         "trial": f"{number} of {store.study}",
@@ -134,6 +139,7 @@ def _show_trial(store: Store, number: int, as_json: bool) -> None:
     }
     if trial.error is not None:
         lines["error"] = f"{trial.error.kind}: {trial.error.reason}"
+    lines |= _pruning(trial, full)
     lines |= {f"  {name}": value for name, value in flat(trial.params).items()}
     shown = {"epoch_time": _times(_epoch_time(trial)), "dataset": _data(trial.result.get("dataset"))}
     lines |= shown["epoch_time"] | shown["dataset"]
@@ -178,6 +184,21 @@ def _times(times: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _pruning(trial: Trial, full: float | None) -> dict[str, Any]:
+    """What the pruner said of the trial and what came of it, in a line."""
+    if trial.verdict is None:
+        return {}
+    text = f"after epoch {trial.verdict.epoch}, with a chance of {trial.verdict.chance:.1%} to win"
+    if (saved := saving(trial, full)) is not None:
+        text += f"; saved about {saved.epochs:.0f} epochs, {_short(saved.seconds, 3)} s"
+    if trial.state is State.PRUNED:
+        return {"pruned": text}
+    outcome = (
+        "" if trial.state is not State.COMPLETED else " and won" if has_won(trial) else " and did not win"
+    )
+    return {"to prune": f"{text}; it ran on{outcome}"}
+
+
 def _data(dataset: Any) -> dict[str, Any]:
     """What it was trained on, in a line."""
     if not isinstance(dataset, dict):
@@ -195,8 +216,9 @@ def _headline(reports: Sequence[Report], most: int = 3) -> list[str]:
     return list(dict.fromkeys([*told[:most], *timed]))
 
 
-def document(trial: Trial) -> dict[str, Any]:
-    """A trial as `--json` shows it."""
+def document(trial: Trial, full: float | None = None) -> dict[str, Any]:
+    """A trial as `--json` shows it. ``full``: the number of epochs of a trial that is not pruned."""
+    saved = saving(trial, full)
     return {
         "number": trial.number,
         "state": trial.state.value,
@@ -209,6 +231,13 @@ def document(trial: Trial) -> dict[str, Any]:
         "attempts": trial.attempts,
         "epoch_time": trial.result.get("epoch_time"),
         "error": None if trial.error is None else {"kind": trial.error.kind, "reason": trial.error.reason},
+        "pruning": trial.verdict
+        and {
+            "epoch": trial.verdict.epoch,
+            "chance": trial.verdict.chance,
+            "saved_epochs": saved and saved.epochs,
+            "saved_seconds": saved and saved.seconds,
+        },
     }
 
 

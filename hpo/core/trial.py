@@ -74,6 +74,16 @@ Outcome = Completed | Pruned | Failed
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """The pruner would stop a trial after ``epoch``. ``chance``: how likely it would still have become the
+    best; ``best``: the lowest loss of the trials completed by then, None without one."""
+
+    epoch: int
+    chance: float
+    best: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Trial:
     """One trial as the store keeps it.
 
@@ -81,7 +91,8 @@ class Trial:
     returned besides its loss. ``attempts``: claims so far. ``epochs``: epochs reported.
     ``started``, ``ended``: Unix seconds of the last attempt. ``snapshot``: hash of the code that ran.
     ``revision``: the store's counter at the last change. ``run_id``: the MLflow run made for it beforehand,
-    on a server.
+    on a server. ``verdict``: the pruner's on the last attempt; a completed trial that has one ran on all the
+    same.
     """
 
     number: int
@@ -100,6 +111,7 @@ class Trial:
     ended: float | None = None
     snapshot: str | None = None
     run_id: str | None = None
+    verdict: Verdict | None = None
 
     @property
     def seconds(self) -> float | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hpo.core.study import Driver, Identity, StudyRecord
-from hpo.core.trial import Answer, Changes, Claim, Failed, Outcome, Point, Report, State, Trial
+from hpo.core.trial import Answer, Changes, Claim, Failed, Outcome, Point, Report, State, Trial, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +90,12 @@ class Store(Protocol):
         """Take running trials (all of them by default) back from their workers and offer them again;
         it does not count against retries. Returns their numbers."""
 
-    def stop(self, number: int) -> None:
-        """The trial's next `report` or `renew` answers stop."""
+    def stop(self, number: int, verdict: Verdict | None = None) -> None:
+        """The running trial's next `report` or `renew` answers stop; the verdict is kept with it. On one that
+        does not run any more, this does nothing. No revision: the trial's end tells of it."""
+
+    def spare(self, number: int, verdict: Verdict) -> None:
+        """Keep the verdict with the running trial, which is not stopped. No revision, as with `stop`."""
 
     # --- the worker's side
     def announce(self, worker: str, offers: Mapping[str, Any]) -> None:
@@ -130,6 +134,9 @@ class Store(Protocol):
 
     def reports(self, number: int) -> list[Report]:
         """The epochs of a trial, by epoch."""
+
+    def losses(self) -> Iterator[tuple[int, int, float | None]]:
+        """Number, epoch and loss of every report, by trial and epoch: less than `reports` of all trials."""
 
     def best(self) -> Trial | None:
         """The completed trial of lowest loss; the earlier of equals."""

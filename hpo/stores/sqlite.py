@@ -44,6 +44,7 @@ from hpo.core.trial import (
     Report,
     State,
     Trial,
+    Verdict,
 )
 from hpo.stores.lease import LeaseWatch
 from hpo.stores.protocol import StoredFile
@@ -224,9 +225,21 @@ class SqliteStore:
                 self._offer_again(number)
         return taken
 
-    def stop(self, number: int) -> None:
+    def stop(self, number: int, verdict: Verdict | None = None) -> None:
+        self._judge(number, verdict, is_stopped=True)
+
+    def spare(self, number: int, verdict: Verdict) -> None:
+        self._judge(number, verdict, is_stopped=False)
+
+    def _judge(self, number: int, verdict: Verdict | None, *, is_stopped: bool) -> None:
         with self._writing():
-            self._do("UPDATE trials SET stop = 1 WHERE study = :study AND number = :number", number=number)
+            self._do(
+                "UPDATE trials SET stop = :stop, verdict = :verdict"
+                " WHERE study = :study AND number = :number AND state = 'running'",
+                stop=int(is_stopped),
+                verdict=None if verdict is None else _dump(asdict(verdict)),
+                number=number,
+            )
 
     # --- the worker's side
 
@@ -259,7 +272,7 @@ class SqliteStore:
             )
             self._do(
                 "UPDATE trials SET state = 'running', worker = :worker, token = :token, beats = 0, stop = 0,"
-                " attempts = :attempt, started = :now, ended = NULL, revision = :revision,"
+                " verdict = NULL, attempts = :attempt, started = :now, ended = NULL, revision = :revision,"
                 " snapshot = (SELECT snapshot FROM studies WHERE id = :study)"
                 " WHERE study = :study AND number = :number",
                 worker=worker,
@@ -377,6 +390,22 @@ class SqliteStore:
                 number=number,
             )
         return list(map(_report, rows))
+
+    def losses(self) -> Iterator[tuple[int, int, float | None]]:
+        number, epoch = -1, -1
+        while True:
+            with self._reading():  # in pages, as `trials`
+                rows = self._all(
+                    "SELECT number, epoch, loss FROM reports"
+                    " WHERE study = :study AND (number, epoch) > (:number, :epoch)"
+                    " ORDER BY number, epoch LIMIT 10000",
+                    number=number,
+                    epoch=epoch,
+                )
+            if not rows:
+                return
+            yield from map(tuple, rows)
+            number, epoch = rows[-1]["number"], rows[-1]["epoch"]
 
     def best(self) -> Trial | None:
         with self._reading():
@@ -677,6 +706,7 @@ def _read_trial(row: sqlite3.Row) -> Trial:
         ended=row["ended"],
         snapshot=row["snapshot"],
         run_id=row["run_id"],
+        verdict=None if row["verdict"] is None else Verdict(**json.loads(row["verdict"])),
     )
 
 

@@ -99,7 +99,10 @@ CREATE TABLE workers (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = ("ALTER TABLE trials ADD COLUMN run_id TEXT",)  # 2: the trial's MLflow run
+MIGRATIONS: tuple[str, ...] = (
+    "ALTER TABLE trials ADD COLUMN run_id TEXT",  # 2: the trial's MLflow run
+    "ALTER TABLE trials ADD COLUMN verdict TEXT",  # 3: the pruner's verdict
+)
 """MIGRATIONS[v - 1] turns a store of schema v into v + 1; each runs in the same transaction as the rest."""
 
 

@@ -103,8 +103,9 @@ class Progress:
         begin = f"{share:4.0%}|{bar:<{BAR_CELLS}}| {ended}/{total if total is not None else '?'}"
         left = self._seconds_left()
         times = f"{_clock_time(self._clock() - self._began)}<{'?' if left is None else _clock_time(left)}"
-        failed = f", {self._counts[State.FAILED]} failed" if self._counts[State.FAILED] else ""
-        return f"{begin} [{times}, best loss: {_number(self._best)}{failed}]"
+        others = (State.PRUNED, State.FAILED)
+        more = "".join(f", {self._counts[state]} {state}" for state in others if self._counts[state])
+        return f"{begin} [{times}, best loss: {_number(self._best)}{more}]"
 
     # --- events
 

@@ -24,7 +24,7 @@ from mlflow.tracking import MlflowClient
 
 from hpo.core.errors import TrackingUnreachable, UsageError
 from hpo.core.study import Identity
-from hpo.core.trial import Changes, Completed, Failed, Kind, Pruned
+from hpo.core.trial import Changes, Completed, Failed, Kind, Pruned, Verdict
 from hpo.stores import connect
 from hpo.tracking.mlflow import (
     Location,
@@ -367,6 +367,18 @@ def test_a_pruned_trial_is_killed_and_a_failed_one_failed(store, uri, client, ex
     assert [runs[n].info.status for n in (0, 1)] == ["KILLED", "FAILED"]
     assert runs[1].data.tags["hpo.error.kind"] == "signal"
     assert runs[1].data.tags["hpo.error.reason"].startswith("killed by signal 11 (SIGSEGV) xxx")
+
+
+def test_the_pruners_verdict_is_in_the_tags_of_its_trial(store, uri, client, experiment):
+    store.add(0, {}, {})
+    claim = store.claim("worker-1", 0)
+    store.stop(0, Verdict(epoch=4, chance=0.0234567, best=0.1))
+    store.finish(claim, Pruned(0.9))
+
+    location = catch_up(store, uri, experiment)
+
+    tags = children(client, location)[0].data.tags
+    assert (tags["hpo.verdict.epoch"], tags["hpo.verdict.chance"]) == ("4", "0.0235")
 
 
 def test_only_claimed_trials_have_runs(store, uri, client, experiment):

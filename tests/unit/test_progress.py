@@ -97,6 +97,14 @@ def test_a_pruned_trial_says_after_how_many_epochs(log, clock):
     assert lines(log) == ["trial 3 pruned: loss 0.9 after 5 epochs in 4.2 s (1/20, best ?)"]
 
 
+def test_the_line_counts_pruned_and_failed_trials(log, clock):
+    counts = {"completed": 5, "pruned": 3, "failed": 2}
+
+    progress = Progress(log, "s", 20, counts=counts, best=0.5, clock=clock)
+
+    assert progress.line().endswith("best loss: 0.5, 3 pruned, 2 failed]")
+
+
 def test_a_retried_trial_says_so(log, clock):
     progress = Progress(log, "s", 20, clock=clock)
     waiting = Trial(3, State.WAITING, {}, {}, attempts=1)

@@ -10,10 +10,22 @@ import pytest
 from hyperopt import hp
 
 from hpo.core.history import History
-from hpo.core.trial import Changes, Completed, Failed, Kind, Outcome, State
+from hpo.core.trial import (
+    Answer,
+    Changes,
+    Claim,
+    Completed,
+    Failed,
+    Kind,
+    Outcome,
+    Pruned,
+    State,
+    Verdict,
+)
 from hpo.executors import Died, Event, Finished
 from hpo.launch import differences
 from hpo.search import algorithm
+from hpo.search.pruning import Curves, Judge
 from hpo.space import compile_space
 from hpo.stores import Store, connect
 from hpo.study import Ending, Limits, Study
@@ -311,6 +323,65 @@ def test_the_search_sees_what_runs_and_what_ended(store: Store) -> None:
     one.run(Wish())
 
     assert seen == [(0, 0), (0, 1), (1, 1), (2, 1)]
+
+
+@dataclass
+class TrainingExecutor(FakeExecutor):
+    """Trains one epoch of every running trial at each `wait`; trial ``n`` reports ``n`` all the time."""
+
+    epochs: int = 6
+    claims: dict[int, Claim] = field(default_factory=dict)
+    trained: dict[int, int] = field(default_factory=dict)
+
+    def wait(self, seconds: float) -> list[Event]:
+        events: list[Event] = []
+        for number in list(self.running):
+            claim = self.claims.get(number) or self.store.claim(f"w{number}", number)
+            assert claim is not None
+            self.claims[number] = claim
+            epoch = self.trained.get(number, 0)
+            self.trained[number] = epoch + 1
+            answer = self.store.report(claim, epoch, float(number), {}, time=0.0)
+            if answer is Answer.STOP or epoch + 1 == self.epochs:
+                outcome = Pruned if answer is Answer.STOP else Completed
+                self.store.finish(claim, outcome(float(number)))
+                self.running.remove(number)
+                events.append(Finished(number))
+        return events
+
+
+class AboveThree:
+    def stops(self, curves: Curves, number: int, epoch: int) -> bool:
+        return number > 3 and epoch >= 1
+
+
+def test_the_trials_that_the_pruner_stops_are_pruned_and_the_search_learns_their_last_loss(
+    store: Store,
+) -> None:
+    executor = TrainingExecutor(store, square, slots=2)
+    one = study(store, executor, Limits(max_evals=8), judge=Judge(AboveThree(), seed=7))
+
+    one.run(Wish())
+
+    states = [trial.state for trial in store.trials()]
+    assert states == [State.COMPLETED] * 4 + [State.PRUNED] * 4
+    assert set(executor.trained.values()) == {6, 3}
+    assert one.history.losses.tolist() == [float(number) for number in one.history.numbers]
+
+
+def test_every_pruned_trial_has_the_pruners_verdict(store: Store) -> None:
+    executor = TrainingExecutor(store, square)
+
+    study(store, executor, Limits(max_evals=6), judge=Judge(AboveThree(), seed=7)).run(Wish())
+
+    verdicts = {trial.number: trial.verdict for trial in store.trials()}
+    assert verdicts == dict.fromkeys(range(4)) | {n: Verdict(1, 0.1, 0.0) for n in (4, 5)}
+
+
+def test_without_a_judge_no_trial_is_stopped(store: Store) -> None:
+    study(store, TrainingExecutor(store, square), Limits(max_evals=6)).run(Wish())
+
+    assert store.record().counts["completed"] == 6
 
 
 def test_differences_between_a_study_and_a_command_are_told() -> None:

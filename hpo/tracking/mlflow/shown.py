@@ -53,6 +53,8 @@ def child_tags(trial: Trial, parent_run_id: str) -> dict[str, str]:
         "hpo.error.reason": trial.error and trial.error.reason,
         "hpo.cause": epoch_time_of(trial).get("cause"),
         "hpo.advice": epoch_time_of(trial).get("advice"),
+        "hpo.verdict.epoch": trial.verdict and trial.verdict.epoch,
+        "hpo.verdict.chance": trial.verdict and round(trial.verdict.chance, 4),
     }
     return _tags(tags)
 
