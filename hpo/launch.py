@@ -27,6 +27,7 @@ from hpo.core.history import History
 from hpo.core.study import Driver, Identity
 from hpo.executors import WorkerSettings
 from hpo.loading import EntryPoint, Task, load, loaded_below, locate
+from hpo.points import Points, read_points
 from hpo.search import Algorithm, algorithm
 from hpo.space import difference, lint
 from hpo.stores import Catalog, Store, connect
@@ -46,6 +47,7 @@ class Request:
     settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
     algorithm: str | None = None
+    points: Path | None = None
     limits: Limits = field(default_factory=Limits)
     trial_timeout_seconds: float | None = None
     take_over: bool = False
@@ -56,7 +58,7 @@ class Driven:
     """A study that this process drives.
 
     ``url``: the store's address as the person wrote it. ``warnings``: what they should know before the
-    first trial.
+    first trial. ``points``: what is to be tried before the search proposes any.
     """
 
     store: Store
@@ -67,14 +69,15 @@ class Driven:
     settings: WorkerSettings
     is_new: bool
     warnings: tuple[str, ...]
+    points: Points | None = None
 
 
 @contextlib.contextmanager
 def driving(request: Request) -> Iterator[Driven]:
     """Open or create the study and be its driver meanwhile.
 
-    Raises LoadError and SpaceError for the file, StudyChanged with the differences, StudyBusy when a live
-    driver has it, StoreError for the store.
+    Raises LoadError and SpaceError for the file, UsageError for the points, StudyChanged with the
+    differences, StudyBusy when a live driver has it, StoreError for the store.
     """
     entry = locate(request.file)
     name = request.study or entry.study
@@ -88,6 +91,7 @@ def driving(request: Request) -> Iterator[Driven]:
         nothing = History(len(task.space.columns))
         rng = np.random.default_rng(0)
         algorithm(request.algorithm).propose(task.space, nothing, nothing.rows, rng, 1)
+    points = None if request.points is None else read_points(request.points, task.space)
     with contextlib.closing(connect(request.store, create=True, check=True)) as catalog:
         store, identity, is_new = _open_study(catalog, request, entry, task, name)
         driver = take_lead(store, take_over=request.take_over)
@@ -119,6 +123,7 @@ def driving(request: Request) -> Iterator[Driven]:
                 ),
                 is_new=is_new,
                 warnings=(*(str(warning) for warning in lint(task.space)), *code_warnings),
+                points=points,
             )
         finally:
             with contextlib.suppress(StoreError):  # a driver that is gone is noticed anyway

@@ -20,6 +20,7 @@ from hpo.core.history import Array, History
 from hpo.core.trial import Changes, Failed, Kind, State, Trial
 from hpo.executors import Died, Executor
 from hpo.search import Algorithm
+from hpo.search.seen import Seen
 from hpo.space import Space
 from hpo.stores import Store
 from hpo.tracking import Observer
@@ -106,6 +107,22 @@ class Study:
         for trial in self.store.trials():
             self._absorb(trial)
         self._ended_before = (len(self._ended), self.failed)
+
+    def enqueue(self, rows: Array) -> int:
+        """Trials for these points, which run before the search proposes any; returns how many are new.
+
+        A point that the study has had already is not tried again.
+
+        Args: rows: ``(points, columns)``, valid rows of the space.
+        """
+        seen = Seen(np.concatenate([self.history.rows, self._pending()]))
+        new = 0
+        for row in rows:
+            if seen.is_new(row[np.newaxis]).all():
+                seen.add(row)
+                self._add(row)
+                new += 1
+        return new
 
     def run(self, wish: Wish) -> Ending:
         """Drive the study until a limit or a wish ends it; the executor is closed by the caller.
@@ -208,17 +225,25 @@ class Study:
             self.executor.submit(number)
 
     def _propose(self) -> int:
-        number = self._next_number
+        rng = np.random.default_rng([self.seed, self._next_number])
+        [row] = self.algorithm.propose(self.space, self.history, self._pending(), rng, 1)
+        begin_run = self.begin_run
+        return self._add(row, begin_run(self._next_number, None) if begin_run else None)
+
+    def _pending(self) -> Array:
+        """``(trials, columns)``: the points of waiting and running trials."""
         rows = [trial.row for trial in self._open.values()]
-        pending = np.array(rows).reshape(len(rows), len(self.space.columns))
-        rng = np.random.default_rng([self.seed, number])
-        [row] = self.algorithm.propose(self.space, self.history, pending, rng, 1)
+        return np.array(rows).reshape(len(rows), len(self.space.columns))
+
+    def _add(self, row: Array, run_id: str | None = None) -> int:
+        """A new waiting trial; returns its number."""
+        number = self._next_number
         point = self.space.point(row)
         try:
             params = self.space.readable(point)
         except SpaceError:  # an expression that fails at this point fails this trial, in its worker
             params = dict(point)
-        self.store.add(number, point, params, self.begin_run(number, None) if self.begin_run else None)
+        self.store.add(number, point, params, run_id)
         self._open[number] = _Open(row, State.WAITING)
         self._next_number += 1
         return number

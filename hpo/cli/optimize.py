@@ -62,6 +62,11 @@ if TYPE_CHECKING:
     metavar="KEY=VALUE",
     help="Fix a parameter, or an argument of the objective.",
 )
+@click.option(
+    "--points",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Try the points of this file first: JSON, JSON lines or CSV.",
+)
 @click.option("--trial-timeout", type=Duration(), help="Kill a trial that takes longer.")
 @click.option(
     "--retries",
@@ -253,6 +258,10 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
                     observers=[one for one in (progress, mlflow, tensorboard) if one is not None],
                     begin_run=mlflow.begin if mlflow else None,
                 )
+                if driven.points is not None:
+                    rows = driven.points.rows(study.space, study.seed)
+                    for line in driven.points.say(study.space, rows, study.enqueue(rows)):
+                        progress.say(line)
                 ending = study.run(interrupts)
         finally:
             with contextlib.suppress(StoreError):  # if it is what has failed, the next driver does it
