@@ -106,7 +106,7 @@ def driving(request: Request) -> Iterator[Driven]:
                 store=store,
                 url=request.store,
                 task=task,
-                algorithm=algorithm(identity.algorithm),
+                algorithm=algorithm(identity.algorithm, identity.seed),
                 identity=identity,
                 settings=WorkerSettings(
                     store=store.url,

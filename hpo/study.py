@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from hpo.core.errors import OutsideSpace, SpaceError, StoreError
+from hpo.core.errors import OutsideSpace, SearchExhausted, SpaceError, StoreError
 from hpo.core.files import CHECKPOINT, LOG
 from hpo.core.history import Array, History
 from hpo.core.trial import Changes, Failed, Kind, State, Trial
@@ -79,7 +79,8 @@ class Study:
 
     Holds no more of an ended trial than its row in the history: memory grows by some hundred bytes a trial.
     ``work_folder``: where this machine's workers keep their trials' files. ``begin_run``: makes the run that
-    a trial's objective may log to, where tracking has one beforehand.
+    a trial's objective may log to, where tracking has one beforehand. ``exhausted``: what the search says
+    when it has nothing left to propose.
     """
 
     store: Store
@@ -94,6 +95,7 @@ class Study:
     clock: Callable[[], float] = time.monotonic
     history: History = field(init=False)
     failed: int = field(default=0, init=False)
+    exhausted: SearchExhausted | None = field(default=None, init=False)
     _ended: set[int] = field(default_factory=set, init=False)
     _ended_before: tuple[int, int] = field(default=(0, 0), init=False)
     _open: dict[int, _Open] = field(default_factory=dict, init=False)
@@ -219,14 +221,23 @@ class Study:
             number = min((n for n in offered if n not in self._submitted), default=None)
             if number is None:
                 number = self._propose()
+                if number is None:
+                    return
             elif self.begin_run is not None:
                 self._begin_again(number, self.begin_run)
             self._submitted.add(number)
             self.executor.submit(number)
 
-    def _propose(self) -> int:
+    def _propose(self) -> int | None:
+        """A trial where the search wants one; None where it has nothing left."""
+        if self.exhausted is not None:
+            return None
         rng = np.random.default_rng([self.seed, self._next_number])
-        [row] = self.algorithm.propose(self.space, self.history, self._pending(), rng, 1)
+        try:
+            [row] = self.algorithm.propose(self.space, self.history, self._pending(), rng, 1)
+        except SearchExhausted as exhausted:
+            self.exhausted = exhausted
+            return None
         begin_run = self.begin_run
         return self._add(row, begin_run(self._next_number, None) if begin_run else None)
 

@@ -50,7 +50,8 @@ if TYPE_CHECKING:
 @click.option(
     "--algo",
     "algorithm",
-    help="tpe, random, a hyperopt algorithm as module:function, or auto: today tpe.  [default: auto]",
+    help="tpe, random, quasirandom, grid (grid:7 for 7 levels of continuous parameters), a hyperopt"
+    " algorithm as module:function, or auto: today tpe.  [default: auto]",
 )
 @click.option(
     "--seed", type=click.IntRange(min=0), help="Seed of the search.  [default: random, kept in the study]"
@@ -146,7 +147,8 @@ def optimize(
         raise click.UsageError("--lease is from 1s to 1d")
     if math.isnan(max_failures):
         raise click.UsageError("--max-failures is a share from 0 to 1")
-    if max_evals is None and timeout is None:
+    is_finite = (asked["algorithm"] or "").partition(":")[0] == "grid"  # it ends by itself
+    if max_evals is None and timeout is None and not is_finite:
         raise click.UsageError("say when to stop: --max-evals 100, or --timeout 2h")
     how = How(
         worker_slots(workers, gpus),
@@ -218,6 +220,7 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
     from rich.console import Console
 
     from hpo.core.errors import StoreError
+    from hpo.search import Grid
     from hpo.study import Study
     from hpo.tracking.progress import Progress
 
@@ -262,7 +265,11 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
                     rows = driven.points.rows(study.space, study.seed)
                     for line in driven.points.say(study.space, rows, study.enqueue(rows)):
                         progress.say(line)
+                if isinstance(driven.algorithm, Grid):
+                    progress.say(driven.algorithm.size(study.space))
                 ending = study.run(interrupts)
+                if study.exhausted is not None:
+                    progress.say(f"done: {study.exhausted.message}")
         finally:
             with contextlib.suppress(StoreError):  # if it is what has failed, the next driver does it
                 store.recall()

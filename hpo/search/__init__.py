@@ -9,15 +9,18 @@ import numpy as np
 
 from hpo.core.errors import UsageError
 from hpo.core.history import Array, History
+from hpo.search.grid import Grid
+from hpo.search.quasirandom import Quasirandom
 from hpo.search.random import Random
 from hpo.search.tpe import TPE
 
 if TYPE_CHECKING:
     from hpo.space import Space
 
-__all__ = ["TPE", "Algorithm", "Random", "algorithm"]
+__all__ = ["TPE", "Algorithm", "Grid", "Quasirandom", "Random", "algorithm"]
 
-NAMES = ("auto", "tpe", "random")
+NAMES = ("auto", "tpe", "random", "quasirandom", "grid")
+MOST_LEVELS = 1000
 
 
 class Algorithm(Protocol):
@@ -30,25 +33,47 @@ class Algorithm(Protocol):
 
         Pure: the same inputs and the same state of ``rng`` give the same points.
 
+        Raises SearchExhausted where it has nothing left.
+
         Args: history: the ended trials; a loss of +inf is a failure, which is bad and no more.
             pending: ``(trials, columns)``, the points of waiting and running trials.
             rng: made of the study's seed and the trial's number.
         """
 
 
-def algorithm(name: str) -> Algorithm:
-    """The algorithm of that name: ``auto``, ``tpe``, ``random``, or ``module:function`` for any suggest
-    function made for hyperopt. Raises UsageError."""
+def algorithm(name: str, seed: int = 0) -> Algorithm:
+    """The algorithm of that name: one of `NAMES`, ``grid:LEVELS``, or ``module:function`` for any suggest
+    function made for hyperopt. Raises UsageError.
+
+    Args: seed: the study's, for what is the same in all its trials: a trial's own draws are the ``rng``'s of
+    `Algorithm.propose`.
+    """
     if name in ("auto", "tpe"):
         return TPE()
     if name == "random":
         return Random()
+    if name == "quasirandom":
+        return Quasirandom(seed)
+    if name.partition(":")[0] == "grid":
+        return _grid(name)
     if ":" in name:
         return _foreign(name)
     raise UsageError(
         f"there is no algorithm {name!r}",
         f"choose one of {', '.join(NAMES)}, or module:function, such as hyperopt.anneal:suggest",
     )
+
+
+def _grid(name: str) -> Grid:
+    _, colon, levels = name.partition(":")
+    if not colon:
+        return Grid()
+    if not levels.isdecimal() or not 1 <= int(levels) <= MOST_LEVELS:
+        raise UsageError(
+            f"the algorithm {name!r}: a grid has 1 to {MOST_LEVELS} levels of a continuous parameter",
+            "write grid, or grid:7",
+        )
+    return Grid(int(levels))
 
 
 def _foreign(name: str) -> Algorithm:

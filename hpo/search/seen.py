@@ -49,7 +49,7 @@ def unseen(space: Space, seen: Seen, rng: np.random.Generator) -> Array:
     """
     drawn = space.sample(rng, DRAWS)
     new = drawn[seen.is_new(drawn)]
-    if len(new) or space.cardinality is None:
+    if len(new) or any(column.distribution.cardinality is None for column in space.columns):
         return new
     listed = rng.permutation(_some_points(space, len(seen) + 1, rng))
     return listed[seen.is_new(listed)]

@@ -239,6 +239,31 @@ def test_failures_below_the_limit_do_not(store: Store) -> None:
     assert study(store, executor, Limits(max_evals=20, max_failures=0.5)).run(Wish()) is Ending.DONE
 
 
+def test_a_search_that_has_nothing_left_ends_the_study_when_its_trials_have_ended(store: Store) -> None:
+    one = study(store, FakeExecutor(store, square, slots=2), Limits(max_evals=10))
+    one.algorithm = algorithm("grid:5")
+
+    ending = one.run(Wish())
+
+    assert ending is Ending.DONE
+    assert store.record().counts["completed"] == 5
+    assert one.exhausted is not None
+    assert sorted(trial.point["x"] for trial in store.trials()) == pytest.approx([-0.8, -0.4, 0, 0.4, 0.8])
+
+
+def test_points_of_a_persons_run_first_and_once(store: Store) -> None:
+    first = study(store, FakeExecutor(store, square), Limits(max_evals=2))
+    assert first.enqueue(np.array([[0.5], [0.25], [0.5]])) == 2
+    first.run(Wish())
+
+    second = study(store, FakeExecutor(store, square), Limits(max_evals=4))
+    assert second.enqueue(np.array([[0.5], [0.125], [0.25]])) == 1
+    second.run(Wish())
+
+    assert [trial.point["x"] for trial in store.trials()][:3] == [0.5, 0.25, 0.125]
+    assert len(list(store.trials())) == 4
+
+
 def test_a_drain_lets_running_trials_end_and_starts_none(store: Store) -> None:
     wish = Wish()
 
