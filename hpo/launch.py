@@ -39,7 +39,10 @@ STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What `hpo optimize` was asked for. ``study``, ``seed``, ``algorithm``: None takes the study's own."""
+    """What `hpo optimize` was asked for.
+
+    ``study``, ``seed``, ``algorithm``, ``repeats``: None takes the study's own; ``is_noisy``: so does False.
+    """
 
     file: str
     store: str
@@ -47,6 +50,8 @@ class Request:
     settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
     algorithm: str | None = None
+    repeats: int | None = None
+    is_noisy: bool = False
     points: Path | None = None
     limits: Limits = field(default_factory=Limits)
     trial_timeout_seconds: float | None = None
@@ -106,7 +111,7 @@ def driving(request: Request) -> Iterator[Driven]:
                 store=store,
                 url=request.store,
                 task=task,
-                algorithm=algorithm(identity.algorithm, identity.seed),
+                algorithm=algorithm(identity.algorithm, identity.seed, is_noisy=identity.is_noisy),
                 identity=identity,
                 settings=WorkerSettings(
                     store=store.url,
@@ -141,10 +146,10 @@ def _open_study(
     try:
         store, is_new = catalog.open(name), False
         kept = store.record().identity
-        seed, search = kept.seed, kept.algorithm
+        seed, search, repeats, is_noisy = kept.seed, kept.algorithm, kept.repeats, kept.is_noisy
     except NoSuchStudy:
         kept = None
-        seed, search = secrets.randbelow(2**31), "auto"
+        seed, search, repeats, is_noisy = secrets.randbelow(2**31), "auto", 1, False
     asked = Identity(
         study=name,
         entry_point=str(entry),
@@ -153,6 +158,8 @@ def _open_study(
         arguments=dict(request.settings),
         seed=seed if request.seed is None else request.seed,
         algorithm=request.algorithm or search,
+        repeats=repeats if request.repeats is None else request.repeats,
+        is_noisy=request.is_noisy or is_noisy,
     )
     if kept is None:
         store, is_new = catalog.create(asked), True
@@ -173,6 +180,8 @@ def differences(kept: Identity, asked: Identity) -> list[str]:
             ("entry point", kept.entry_point, asked.entry_point),
             ("seed", kept.seed, asked.seed),
             ("algorithm", kept.algorithm, asked.algorithm),
+            ("repeats", kept.repeats, asked.repeats),
+            ("noisy", kept.is_noisy, asked.is_noisy),
         )
         if old != new
     ]

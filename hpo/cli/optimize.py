@@ -64,6 +64,17 @@ if TYPE_CHECKING:
     help="Fix a parameter, or an argument of the objective.",
 )
 @click.option(
+    "--repeats",
+    type=click.IntRange(min=1, max=1000),
+    help="Evaluate each point in so many trials, each with its own seed; search on their mean.  [default: 1]",
+)
+@click.option(
+    "--noisy",
+    "is_noisy",
+    is_flag=True,
+    help="The objective is noisy: a point that was tried may be tried again.",
+)
+@click.option(
     "--points",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Try the points of this file first: JSON, JSON lines or CSV.",
@@ -221,10 +232,11 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
 
     from hpo.core.errors import StoreError
     from hpo.search import Grid
+    from hpo.stores import best_of, unfinished_points
     from hpo.study import Study
     from hpo.tracking.progress import Progress
 
-    identity, store, before = driven.identity, driven.store, driven.store.best()
+    identity, store, before = driven.identity, driven.store, best_of(driven.store)
     tensorboard = _tensorboard(driven, how)
     mlflow = _mlflow(driven, how)
     progress = Progress(
@@ -234,6 +246,7 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
         counts=store.record().counts,
         best=None if before is None else before.loss,
         parallelism=len(how.slots),
+        points=unfinished_points(store),
     )
     ending = None
     # Standard output is the document's alone: an objective that runs --inline prints elsewhere.
@@ -260,6 +273,7 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
                     work_folder=driven.settings.work_folder,
                     observers=[one for one in (progress, mlflow, tensorboard) if one is not None],
                     begin_run=mlflow.begin if mlflow else None,
+                    repeats=identity.repeats,
                 )
                 if driven.points is not None:
                     rows = driven.points.rows(study.space, study.seed)
@@ -341,15 +355,16 @@ def _conclude(
 ) -> int:
     """Tell how it ended and how to go on; returns the exit code."""
     from hpo.core.plain import flat
+    from hpo.stores import best_of
     from hpo.study import Ending
 
     _close(mlflow, ending, say)
-    counts, best = driven.store.record().counts, driven.store.best()
+    counts, best = driven.store.record().counts, best_of(driven.store)
     if ending is not Ending.DONE:
         say(f"stopped with {_ended(driven)} trials ended; unfinished ones run when you continue")
     if best is not None:
-        say(f"best: trial {best.number}, loss {best.loss:.6g}")
-        for name, value in flat(best.params).items():
+        say(f"best: trial {best.trial.number}, loss {best.mean}")
+        for name, value in flat(best.trial.params).items():
             say(f"  {name} = {value:.6g}" if isinstance(value, float) else f"  {name} = {value}")
     _say_how_to_go_on(driven, mlflow, say, is_done=ending is Ending.DONE)
     match ending:
@@ -369,13 +384,15 @@ def _conclude(
 
 def _document(driven: Driven, mlflow: MlflowObserver | None) -> dict[str, Any]:
     """What ``--json`` prints."""
-    counts, best = driven.store.record().counts, driven.store.best()
+    from hpo.stores import best_of
+
+    counts, best = driven.store.record().counts, best_of(driven.store)
     location = mlflow.location if mlflow else None
     return {
         "study": driven.identity.study,
         "store": driven.url,
         "trials": {state: counts[state] for state in ("completed", "pruned", "failed")},
-        "best": best and {"trial": best.number, "loss": best.loss, "params": best.params},
+        "best": best and best.document(),
         "mlflow": location
         and {
             "tracking_uri": location.tracking_uri,

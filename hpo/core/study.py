@@ -12,7 +12,8 @@ class Identity:
     """The things that may not change between two runs of one study.
 
     ``space``: the description `Space.describe` gives (its hash is ``fingerprint``). ``arguments``: what
-    ``--set`` fixed, labels of the space and arguments of the objective alike.
+    ``--set`` fixed, labels of the space and arguments of the objective alike. ``repeats``: trials of each
+    point. ``is_noisy``: whether a point that was tried may be tried again.
     """
 
     study: str
@@ -22,6 +23,8 @@ class Identity:
     arguments: Mapping[str, Any]
     seed: int
     algorithm: str
+    repeats: int = 1
+    is_noisy: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,19 +41,19 @@ class Algorithm(Protocol):
         """
 
 
-def algorithm(name: str, seed: int = 0) -> Algorithm:
+def algorithm(name: str, seed: int = 0, *, is_noisy: bool = False) -> Algorithm:
     """The algorithm of that name: one of `NAMES`, ``grid:LEVELS``, or ``module:function`` for any suggest
     function made for hyperopt. Raises UsageError.
 
     Args: seed: the study's, for what is the same in all its trials: a trial's own draws are the ``rng``'s of
-    `Algorithm.propose`.
+    `Algorithm.propose`. is_noisy: a point that was tried may be tried again.
     """
     if name in ("auto", "tpe"):
-        return TPE()
+        return TPE(duplicates=is_noisy)
     if name == "random":
-        return Random()
+        return Random(duplicates=is_noisy)
     if name == "quasirandom":
-        return Quasirandom(seed)
+        return Quasirandom(seed, duplicates=is_noisy)
     if name.partition(":")[0] == "grid":
         return _grid(name)
     if ":" in name:

@@ -26,13 +26,15 @@ class Quasirandom:
     """
 
     seed: int
+    duplicates: bool = False
 
     def propose(
         self, space: Space, history: History, pending: Array, rng: np.random.Generator, k: int
     ) -> Array:
-        """See `hpo.search.Algorithm.propose`. A point that was tried is passed over; ``rng`` draws one only
+        """See `hpo.search.Algorithm.propose`. A point that was tried is passed over, unless
+        ``duplicates`` are allowed; ``rng`` draws one only
         where a discrete space gives nothing new for long."""
-        seen = Seen(np.concatenate([history.rows, pending]))
+        seen = Seen(np.concatenate([history.rows, pending]), duplicates=self.duplicates)
         rest = self._sequence(len(space.columns), len(history) + len(pending), k + DRAWS)
         following = iter(space.mask(space.from_unit(rest)))
         proposals = np.empty((k, len(space.columns)))

@@ -23,11 +23,13 @@ LISTED = 100_000
 class Seen:
     """The points of ended, waiting and running trials, as a set.
 
-    Args: rows: ``(points, columns)`` raw values, NaN where inactive.
+    Args: rows: ``(points, columns)`` raw values, NaN where inactive. duplicates: a point may be tried again:
+    every one is new.
     """
 
-    def __init__(self, rows: Array) -> None:
+    def __init__(self, rows: Array, *, duplicates: bool = False) -> None:
         self._keys = set(_keys(rows))
+        self._duplicates = duplicates
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -36,7 +38,9 @@ class Seen:
         self._keys.update(_keys(row[np.newaxis]))
 
     def is_new(self, rows: Array) -> NDArray[np.bool_]:
-        """``(rows,)``: no trial has this point."""
+        """``(rows,)``: whether no trial has this point, or that is no hindrance."""
+        if self._duplicates:
+            return np.ones(len(rows), dtype=bool)
         return np.array([key not in self._keys for key in _keys(rows)], dtype=bool)
 
 

@@ -79,3 +79,101 @@ def test_a_grid_of_no_levels_is_refused(project, hpo):
 
     assert result.code == 2
     assert "'grid:0'" in result.stderr
+
+
+# --- noise and repeats
+
+NOISY = """
+import random
+
+def objective(params, run):
+    return params["x"] + random.gauss(0, 0.1)
+"""
+
+
+def test_each_point_is_evaluated_under_several_seeds_and_the_best_is_by_the_mean(project, hpo):
+    project.write(NOISY)
+
+    result = hpo("optimize", "study.py", "--max-evals", 12, "--repeats", 3, "--workers", 2, *QUICK, "--json")
+    best, shown = hpo("best", "study", "--json"), hpo("show", "study")
+
+    assert result.code == 0, str(result)
+    trials = project.trials()
+    points = [[trials[number] for number in range(first, first + 3)] for first in (0, 3, 6, 9)]
+    means = {point[0]["number"]: sum(trial["loss"] for trial in point) / 3 for point in points}
+    for point in points:
+        assert len({trial["params"]["x"] for trial in point}) == 1
+        assert len({trial["loss"] for trial in point}) == 3
+    winner = min(means, key=means.get)
+    assert result.json["best"] == best.json
+    assert best.json["trial"] == winner
+    assert abs(best.json["loss"] - means[winner]) < 1e-12
+    assert trials[winner]["mean_loss"] == best.json["loss"]
+    assert trials[winner]["standard_error"] == best.json["standard_error"]
+    assert "mean loss" in shown.stdout
+    assert f"best: trial {winner}, loss {best.json['loss']:.6g} ± " in result.stderr
+
+
+def test_repeats_killed_in_between_are_completed_first(project, hpo, until):
+    project.write(
+        """
+        import random, time
+        from pathlib import Path
+
+        def objective(params, run):
+            Path(f"began-{run.number}").touch()
+            while run.number == 4 and not Path("gate").exists():
+                time.sleep(0.01)
+            return params["x"] + random.random()
+        """
+    )
+    command = ("optimize", "study.py", "--seed", 2, "--max-evals", 9, *QUICK)
+    driver = project.start(*command, "--repeats", 3)
+    until((project.folder / "began-4").exists, "the second trial of the second point")
+
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.process.wait()
+    (project.folder / "gate").touch()
+    result = hpo(*command)
+    hpo(*command, "--repeats", 3, "--study", "whole")
+
+    assert result.code == 0, str(result)
+    assert params(project) == params(project, "whole")
+    assert [trial["loss"] for trial in project.trials().values()] == [
+        trial["loss"] for trial in project.trials("whole").values()
+    ]
+
+
+def test_other_repeats_are_another_study(project, hpo):
+    project.write(NOISY)
+    hpo("optimize", "study.py", "--max-evals", 2, "--repeats", 2, *QUICK)
+
+    result = hpo("optimize", "study.py", "--max-evals", 4, "--repeats", 3, "--noisy", *QUICK)
+
+    assert result.code == 2
+    assert "  repeats: 2 -> 3\n" in result.stderr
+    assert "  noisy: False -> True\n" in result.stderr
+
+
+def test_a_noisy_objective_is_evaluated_twice_at_the_same_point(project, hpo):
+    project.write(NOISY, space="{'x': hp.pchoice('x', [(0.99, 1), (0.01, 2)])}")
+    common = ("optimize", "study.py", "--seed", 1, "--max-evals", 5, *QUICK)
+
+    hpo(*common)
+    hpo(*common, "--study", "noisy", "--noisy")
+
+    assert [point["x"] for point in params(project)[:2]] == [1, 2]
+    assert [point["x"] for point in params(project, "noisy")] == [1] * 5
+
+
+def test_mlflow_has_the_best_mean(project, hpo):
+    project.write(NOISY)
+    result = hpo("optimize", "study.py", "--max-evals", 4, "--repeats", 2, "--json")
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(result.json["mlflow"]["tracking_uri"])
+    parent = client.get_run(result.json["mlflow"]["run_id"])
+
+    assert parent.data.metrics["best_loss"] == result.json["best"]["loss"]
+    assert parent.data.tags["hpo.best_trial"] == str(result.json["best"]["trial"])
