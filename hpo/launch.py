@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 
 from hpo import snapshot as snapshots
+from hpo import warm
 from hpo.core.errors import NoSuchStudy, StoreError, StudyBusy, StudyChanged, UsageError
 from hpo.core.files import snapshot_name
 from hpo.core.history import History
@@ -28,11 +29,12 @@ from hpo.core.study import Driver, Identity
 from hpo.executors import WorkerSettings
 from hpo.loading import EntryPoint, Task, load, loaded_below, locate
 from hpo.points import Points, read_points
-from hpo.search import Algorithm, algorithm
+from hpo.search import UNTAUGHT, Algorithm, algorithm
 from hpo.space import difference, lint
 from hpo.stores import Catalog, Store, connect
 from hpo.stores.sqlite_file import files_folder
 from hpo.study import Limits
+from hpo.warm import Taken
 
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -41,7 +43,8 @@ STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 class Request:
     """What `hpo optimize` was asked for.
 
-    ``study``, ``seed``, ``algorithm``, ``repeats``: None takes the study's own; ``is_noisy``: so does False.
+    ``study``, ``seed``, ``algorithm``, ``repeats``, ``warm_start``: None takes the study's own; ``is_noisy``:
+    so does False.
     """
 
     file: str
@@ -52,6 +55,7 @@ class Request:
     algorithm: str | None = None
     repeats: int | None = None
     is_noisy: bool = False
+    warm_start: str | None = None
     points: Path | None = None
     limits: Limits = field(default_factory=Limits)
     trial_timeout_seconds: float | None = None
@@ -63,7 +67,8 @@ class Driven:
     """A study that this process drives.
 
     ``url``: the store's address as the person wrote it. ``warnings``: what they should know before the
-    first trial. ``points``: what is to be tried before the search proposes any.
+    first trial. ``points``: what is to be tried before the search proposes any. ``taken``: an
+    earlier study's trials, from which the algorithm learns.
     """
 
     store: Store
@@ -75,6 +80,7 @@ class Driven:
     is_new: bool
     warnings: tuple[str, ...]
     points: Points | None = None
+    taken: Taken | None = None
 
 
 @contextlib.contextmanager
@@ -106,12 +112,14 @@ def driving(request: Request) -> Iterator[Driven]:
                 work_folder / "trials", ignore_errors=True
             )  # of workers that died with their driver
             store.recall()
+            search = algorithm(identity.algorithm, identity.seed, is_noisy=identity.is_noisy)
+            taken = _taken(store, identity, task, catalog.url)
             code, code_warnings = _keep_code(store, entry, work_folder)
             yield Driven(
                 store=store,
                 url=request.store,
                 task=task,
-                algorithm=algorithm(identity.algorithm, identity.seed, is_noisy=identity.is_noisy),
+                algorithm=search if taken is None else taken.warmed(search, task.space),
                 identity=identity,
                 settings=WorkerSettings(
                     store=store.url,
@@ -129,6 +137,7 @@ def driving(request: Request) -> Iterator[Driven]:
                 is_new=is_new,
                 warnings=(*(str(warning) for warning in lint(task.space)), *code_warnings),
                 points=points,
+                taken=taken,
             )
         finally:
             with contextlib.suppress(StoreError):  # a driver that is gone is noticed anyway
@@ -147,9 +156,11 @@ def _open_study(
         store, is_new = catalog.open(name), False
         kept = store.record().identity
         seed, search, repeats, is_noisy = kept.seed, kept.algorithm, kept.repeats, kept.is_noisy
+        warm_start = kept.warm_start
     except NoSuchStudy:
         kept = None
         seed, search, repeats, is_noisy = secrets.randbelow(2**31), "auto", 1, False
+        warm_start = None
     asked = Identity(
         study=name,
         entry_point=str(entry),
@@ -160,8 +171,12 @@ def _open_study(
         algorithm=request.algorithm or search,
         repeats=repeats if request.repeats is None else request.repeats,
         is_noisy=request.is_noisy or is_noisy,
+        warm_start=request.warm_start or warm_start,
     )
     if kept is None:
+        if asked.warm_start is not None:  # what can't be taken must not become part of a study
+            _check_warm_start(asked, catalog.url)
+            warm.take(asked.warm_start, catalog.url, task.space, asked.seed)
         store, is_new = catalog.create(asked), True
         kept = store.record().identity  # another process may have been quicker
     if lines := differences(kept, asked):
@@ -170,6 +185,30 @@ def _open_study(
             "name another study with --study, or put it back as it was",
         )
     return store, kept, is_new
+
+
+def _check_warm_start(asked: Identity, url: str) -> None:
+    """Raises UsageError where a warm start makes no sense."""
+    if asked.warm_start in (asked.study, f"{url}#{asked.study}"):
+        raise UsageError(
+            f"study {asked.study!r} can't start from itself", "the same command again continues a study"
+        )
+    if isinstance(algorithm(asked.algorithm), UNTAUGHT):
+        raise UsageError(
+            f"--warm-start: the algorithm {asked.algorithm} learns from no trial",
+            "leave --warm-start out, or search with --algo tpe",
+        )
+
+
+def _taken(store: Store, identity: Identity, task: Task, url: str) -> Taken | None:
+    """The trials of an earlier study, taken before the first one of this study, and kept."""
+    if identity.warm_start is None:
+        return None
+    taken = warm.kept(store)
+    if taken is None:
+        taken = warm.take(identity.warm_start, url, task.space, identity.seed)
+        warm.keep(store, taken)
+    return taken
 
 
 def differences(kept: Identity, asked: Identity) -> list[str]:
@@ -182,6 +221,7 @@ def differences(kept: Identity, asked: Identity) -> list[str]:
             ("algorithm", kept.algorithm, asked.algorithm),
             ("repeats", kept.repeats, asked.repeats),
             ("noisy", kept.is_noisy, asked.is_noisy),
+            ("warm start", kept.warm_start, asked.warm_start),
         )
         if old != new
     ]

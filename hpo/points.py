@@ -47,11 +47,8 @@ class Points:
         again: Counter[str] = Counter()
         for i, entry in enumerate(self.entries):
             said = json.dumps(dict(entry.given), sort_keys=True)
-            digest = int.from_bytes(hashlib.blake2b(said.encode(), digest_size=8).digest(), "big")
-            rng = np.random.default_rng([seed, digest, again[said]])
+            rows[i] = completed(space, entry.given, seed, _number(said), again[said])
             again[said] += 1
-            row = space.row(entry.given)
-            rows[i] = space.mask(np.where(np.isnan(row), space.from_unit(rng.random(len(row))), row))
         return rows
 
     def say(self, space: Space, rows: Array, new: int) -> Iterator[str]:
@@ -61,6 +58,18 @@ class Points:
         for entry, row in zip(self.entries, rows, strict=True):
             if drawn := [label for label in space.point(row) if label not in entry.given]:
                 yield f"{self.path}, {entry.place}: left out, and drawn from the space: {', '.join(drawn)}"
+
+
+def completed(space: Space, given: Mapping[str, float], *seed: int) -> Array:
+    """``(columns,)``: the point as a valid row; what is not given is drawn from the prior with this seed."""
+    row = space.row(given)
+    drawn = space.from_unit(np.random.default_rng(seed).random(len(row)))
+    complete: Array = space.mask(np.where(np.isnan(row), drawn, row))
+    return complete
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def read_points(path: Path, space: Space) -> Points:

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 @click.command(
     epilog="\b\nExamples:\n  hpo optimize spaces/digits_mlp.py --max-evals 20\n"
-    "  hpo optimize spaces/digits_mlp.py --max-evals 100 --gpus 0,1 --set epochs=30"
+    "  hpo optimize spaces/digits_mlp.py --max-evals 100 --gpus 0,1 --set epochs=30\n"
+    "  hpo optimize spaces/digits_mlp.py --study longer --max-evals 50 --warm-start digits_mlp\n"
+    "  hpo optimize spaces/classifiers.py --study repeated --max-evals 60 --points known.csv --repeats 3"
 )
 @click.argument("file", metavar="FILE.py[:OBJECTIVE]")
 @click.option("--max-evals", type=click.IntRange(min=1), help="Stop after so many ended trials in all.")
@@ -78,6 +80,11 @@ if TYPE_CHECKING:
     "--points",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Try the points of this file first: JSON, JSON lines or CSV.",
+)
+@click.option(
+    "--warm-start",
+    metavar="STUDY",
+    help="Learn from an earlier study's trials, too; STORE_URL#STUDY names one in another store.",
 )
 @click.option("--trial-timeout", type=Duration(), help="Kill a trial that takes longer.")
 @click.option(
@@ -279,6 +286,8 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
                     rows = driven.points.rows(study.space, study.seed)
                     for line in driven.points.say(study.space, rows, study.enqueue(rows)):
                         progress.say(line)
+                for line in driven.taken.said() if driven.taken is not None else ():
+                    progress.say(line)
                 if isinstance(driven.algorithm, Grid):
                     progress.say(driven.algorithm.size(study.space))
                 ending = study.run(interrupts)

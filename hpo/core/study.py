@@ -14,6 +14,7 @@ class Identity:
     ``space``: the description `Space.describe` gives (its hash is ``fingerprint``). ``arguments``: what
     ``--set`` fixed, labels of the space and arguments of the objective alike. ``repeats``: trials of each
     point. ``is_noisy``: whether a point that was tried may be tried again.
+    ``warm_start``: the earlier study from which it took trials.
     """
 
     study: str
@@ -25,6 +26,7 @@ class Identity:
     algorithm: str
     repeats: int = 1
     is_noisy: bool = False
+    warm_start: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

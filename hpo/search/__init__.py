@@ -13,14 +13,16 @@ from hpo.search.grid import Grid
 from hpo.search.quasirandom import Quasirandom
 from hpo.search.random import Random
 from hpo.search.tpe import TPE
+from hpo.search.warm import WarmStart
 
 if TYPE_CHECKING:
     from hpo.space import Space
 
-__all__ = ["TPE", "Algorithm", "Grid", "Quasirandom", "Random", "algorithm"]
+__all__ = ["TPE", "Algorithm", "Grid", "Quasirandom", "Random", "WarmStart", "algorithm"]
 
 NAMES = ("auto", "tpe", "random", "quasirandom", "grid")
 MOST_LEVELS = 1000
+UNTAUGHT = (Grid, Quasirandom, Random)  # these learn from no trial
 
 
 class Algorithm(Protocol):

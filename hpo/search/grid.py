@@ -32,7 +32,7 @@ class Grid:
     ) -> Array:
         """See `hpo.search.Algorithm.propose`. Raises SearchExhausted where fewer than k points are left."""
         grid = self.of(space)
-        seen = Seen(np.concatenate([history.rows, pending]))
+        seen = Seen.of(history, pending)
         proposals = np.empty((k, len(space.columns)))
         for i in range(k):
             left = unseen(grid, seen, rng)

@@ -34,7 +34,7 @@ class Quasirandom:
         """See `hpo.search.Algorithm.propose`. A point that was tried is passed over, unless
         ``duplicates`` are allowed; ``rng`` draws one only
         where a discrete space gives nothing new for long."""
-        seen = Seen(np.concatenate([history.rows, pending]), duplicates=self.duplicates)
+        seen = Seen.of(history, pending, duplicates=self.duplicates)
         rest = self._sequence(len(space.columns), len(history) + len(pending), k + DRAWS)
         following = iter(space.mask(space.from_unit(rest)))
         proposals = np.empty((k, len(space.columns)))

@@ -24,7 +24,7 @@ class Random:
     def propose(
         self, space: Space, history: History, pending: Array, rng: np.random.Generator, k: int
     ) -> Array:
-        seen = Seen(np.concatenate([history.rows, pending]), duplicates=self.duplicates)
+        seen = Seen.of(history, pending, duplicates=self.duplicates)
         proposals = np.empty((k, len(space.columns)))
         for i in range(k):
             proposals[i] = draw(space, seen, rng)

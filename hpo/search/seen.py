@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo.core.history import Array
+from hpo.core.history import Array, History
 
 if TYPE_CHECKING:
     from hpo.space import Distribution, Space
@@ -30,6 +30,12 @@ class Seen:
     def __init__(self, rows: Array, *, duplicates: bool = False) -> None:
         self._keys = set(_keys(rows))
         self._duplicates = duplicates
+
+    @classmethod
+    def of(cls, history: History, pending: Array, *, duplicates: bool = False) -> Seen:
+        """The points of a study's own trials: one that only an earlier study tried is new here."""
+        own = history.rows[history.numbers >= 0]
+        return cls(np.concatenate([own, pending]), duplicates=duplicates)
 
     def __len__(self) -> int:
         return len(self._keys)

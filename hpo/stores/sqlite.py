@@ -622,6 +622,7 @@ def _identity_document(identity: Identity) -> dict[str, Any]:
         "algorithm": identity.algorithm,
         "repeats": identity.repeats,
         "is_noisy": identity.is_noisy,
+        "warm_start": identity.warm_start,
     }
 
 

@@ -177,3 +177,84 @@ def test_mlflow_has_the_best_mean(project, hpo):
 
     assert parent.data.metrics["best_loss"] == result.json["best"]["loss"]
     assert parent.data.tags["hpo.best_trial"] == str(result.json["best"]["trial"])
+
+
+# --- warm starts
+
+
+def test_a_warm_start_says_what_it_takes_and_goes_on_the_same_when_killed(project, hpo, until):
+    project.write(GOOD, name="old.py", space="{'x': hp.uniform('x', 0, 2)}")
+    project.write(
+        """
+        import time
+        from pathlib import Path
+
+        def objective(params, run):
+            Path(f"began-{run.number}").touch()
+            while run.number == 3 and not Path("gate").exists():
+                time.sleep(0.01)
+            return params["x"]
+        """
+    )
+    hpo("optimize", "old.py", "--algo", "grid:40", *QUICK)
+    command = ("optimize", "study.py", "--seed", 2, "--max-evals", 6, *QUICK)
+    driver = project.start(*command, "--warm-start", "old")
+    until((project.folder / "began-3").exists, "the fourth trial to run")
+
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.process.wait()
+    (project.folder / "gate").touch()
+    hpo(*command, "--warm-start", "old", "--study", "whole")
+    result = hpo(*command)
+
+    assert result.code == 0, str(result)
+    assert "warm start from old: 20 trials" in driver.said()
+    assert "  not taken, " in driver.said()
+    assert "warm start from old: 20 trials" in result.stderr
+    assert params(project) == params(project, "whole")
+    assert all(point["x"] < 0.5 for point in params(project)[:2])  # no random start
+
+
+def test_a_warm_start_is_kept_when_the_earlier_study_grows_or_goes(project, hpo):
+    project.write(GOOD, name="old.py")
+    project.write(GOOD)
+    elsewhere = ("--store", "sqlite:///old.db")
+    hpo("optimize", "old.py", "--max-evals", 12, *elsewhere, *QUICK)
+    common = ("optimize", "study.py", "--seed", 2, "--warm-start", "sqlite:///old.db#old", *QUICK)
+    hpo(*common, "--max-evals", 8, "--study", "whole")
+    hpo(*common, "--max-evals", 4)
+    (project.folder / "old.db").unlink()
+
+    result = hpo(*common, "--max-evals", 8)
+
+    assert result.code == 0, str(result)
+    assert params(project) == params(project, "whole")
+
+
+def test_another_warm_start_is_another_study(project, hpo):
+    project.write(GOOD)
+    hpo("optimize", "study.py", "--study", "old", "--max-evals", 2, *QUICK)
+    hpo("optimize", "study.py", "--max-evals", 2, *QUICK)
+
+    result = hpo("optimize", "study.py", "--warm-start", "old", "--max-evals", 4, *QUICK)
+
+    assert result.code == 2
+    assert "  warm start: None -> old\n" in result.stderr
+
+
+def test_a_warm_start_that_can_not_be_leaves_no_study_behind(project, hpo):
+    project.write(GOOD)
+    hpo("optimize", "study.py", "--study", "old", "--max-evals", 2, *QUICK)
+    refused = {
+        "--warm-start=odl": "did you mean old?",
+        "--warm-start=study": "can't start from itself",
+        "--warm-start=old --algo=grid": "learns from no trial",
+    }
+
+    for options, said in refused.items():
+        result = hpo("optimize", "study.py", "--max-evals", 2, *options.split(), *QUICK)
+
+        assert result.code == 2, str(result)
+        assert said in result.stderr
+        assert project.trials() == {}
+    assert [study["study"] for study in hpo("show", "--json").json] == ["old"]

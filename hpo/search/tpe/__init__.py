@@ -54,7 +54,7 @@ class TPE:
         self, space: Space, history: History, pending: Array, rng: np.random.Generator, k: int
     ) -> Array:
         """See `hpo.search.Algorithm.propose`. Each proposal sees the ones before it as pending."""
-        seen = Seen(np.concatenate([history.rows, pending]), duplicates=self.duplicates)
+        seen = Seen.of(history, pending, duplicates=self.duplicates)
         proposals = np.empty((k, len(space.columns)))
         if len(history) < self.starts:
             for i in range(k):
