@@ -21,26 +21,32 @@ import numpy as np
 import psutil
 
 from hpo import snapshot as snapshots
+from hpo import warm
 from hpo.core.errors import NoSuchStudy, StoreError, StudyBusy, StudyChanged, UsageError
 from hpo.core.files import snapshot_name
 from hpo.core.history import History
 from hpo.core.study import Driver, Identity
 from hpo.executors import WorkerSettings
 from hpo.loading import EntryPoint, Task, load, loaded_below, locate
-from hpo.search import Algorithm, algorithm
+from hpo.points import Points, read_points
+from hpo.search import UNTAUGHT, Algorithm, algorithm
 from hpo.search.pruning import pruner
 from hpo.space import difference, lint
 from hpo.stores import Catalog, Store, connect
 from hpo.stores.sqlite_file import files_folder
 from hpo.study import Limits
+from hpo.warm import Taken
 
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What `hpo optimize` was asked for. ``study``, ``seed``, ``algorithm``, ``pruner``: None takes the
-    study's own."""
+    """What `hpo optimize` was asked for.
+
+    ``study``, ``seed``, ``algorithm``, ``pruner``, ``repeats``, ``warm_start``: None takes the study's own;
+    ``is_noisy``: so does False.
+    """
 
     file: str
     store: str
@@ -49,6 +55,10 @@ class Request:
     seed: int | None = None
     algorithm: str | None = None
     pruner: str | None = None
+    repeats: int | None = None
+    is_noisy: bool = False
+    warm_start: str | None = None
+    points: Path | None = None
     limits: Limits = field(default_factory=Limits)
     trial_timeout_seconds: float | None = None
     take_over: bool = False
@@ -59,7 +69,8 @@ class Driven:
     """A study that this process drives.
 
     ``url``: the store's address as the person wrote it. ``warnings``: what they should know before the
-    first trial.
+    first trial. ``points``: what is to be tried before the search proposes any. ``taken``: an
+    earlier study's trials, from which the algorithm learns.
     """
 
     store: Store
@@ -71,14 +82,16 @@ class Driven:
     settings: WorkerSettings
     is_new: bool
     warnings: tuple[str, ...]
+    points: Points | None = None
+    taken: Taken | None = None
 
 
 @contextlib.contextmanager
 def driving(request: Request) -> Iterator[Driven]:
     """Open or create the study and be its driver meanwhile.
 
-    Raises LoadError and SpaceError for the file, StudyChanged with the differences, StudyBusy when a live
-    driver has it, StoreError for the store.
+    Raises LoadError and SpaceError for the file, UsageError for the points, StudyChanged with the
+    differences, StudyBusy when a live driver has it, StoreError for the store.
     """
     entry = locate(request.file)
     name = request.study or entry.study
@@ -94,6 +107,7 @@ def driving(request: Request) -> Iterator[Driven]:
         nothing = History(len(task.space.columns))
         rng = np.random.default_rng(0)
         algorithm(request.algorithm).propose(task.space, nothing, nothing.rows, rng, 1)
+    points = None if request.points is None else read_points(request.points, task.space)
     with contextlib.closing(connect(request.store, create=True, check=True)) as catalog:
         store, identity, is_new = _open_study(catalog, request, entry, task, name)
         driver = take_lead(store, take_over=request.take_over)
@@ -103,13 +117,15 @@ def driving(request: Request) -> Iterator[Driven]:
                 work_folder / "trials", ignore_errors=True
             )  # of workers that died with their driver
             store.recall()
+            search = algorithm(identity.algorithm, identity.seed, is_noisy=identity.is_noisy)
+            taken = _taken(store, identity, task, catalog.url)
             rule, rule_warnings = _keep_pruner(store, request.pruner)
             code, code_warnings = _keep_code(store, entry, work_folder)
             yield Driven(
                 store=store,
                 url=request.store,
                 task=task,
-                algorithm=algorithm(identity.algorithm),
+                algorithm=search if taken is None else taken.warmed(search, task.space),
                 pruner=rule,
                 identity=identity,
                 settings=WorkerSettings(
@@ -127,6 +143,8 @@ def driving(request: Request) -> Iterator[Driven]:
                 ),
                 is_new=is_new,
                 warnings=(*(str(warning) for warning in lint(task.space)), *rule_warnings, *code_warnings),
+                points=points,
+                taken=taken,
             )
         finally:
             with contextlib.suppress(StoreError):  # a driver that is gone is noticed anyway
@@ -144,10 +162,12 @@ def _open_study(
     try:
         store, is_new = catalog.open(name), False
         kept = store.record().identity
-        seed, search = kept.seed, kept.algorithm
+        seed, search, repeats, is_noisy = kept.seed, kept.algorithm, kept.repeats, kept.is_noisy
+        warm_start = kept.warm_start
     except NoSuchStudy:
         kept = None
-        seed, search = secrets.randbelow(2**31), "auto"
+        seed, search, repeats, is_noisy = secrets.randbelow(2**31), "auto", 1, False
+        warm_start = None
     asked = Identity(
         study=name,
         entry_point=str(entry),
@@ -156,8 +176,14 @@ def _open_study(
         arguments=dict(request.settings),
         seed=seed if request.seed is None else request.seed,
         algorithm=request.algorithm or search,
+        repeats=repeats if request.repeats is None else request.repeats,
+        is_noisy=request.is_noisy or is_noisy,
+        warm_start=request.warm_start or warm_start,
     )
     if kept is None:
+        if asked.warm_start is not None:  # what can't be taken must not become part of a study
+            _check_warm_start(asked, catalog.url)
+            warm.take(asked.warm_start, catalog.url, task.space, asked.seed)
         store, is_new = catalog.create(asked), True
         kept = store.record().identity  # another process may have been quicker
     if lines := differences(kept, asked):
@@ -168,6 +194,30 @@ def _open_study(
     return store, kept, is_new
 
 
+def _check_warm_start(asked: Identity, url: str) -> None:
+    """Raises UsageError where a warm start makes no sense."""
+    if asked.warm_start in (asked.study, f"{url}#{asked.study}"):
+        raise UsageError(
+            f"study {asked.study!r} can't start from itself", "the same command again continues a study"
+        )
+    if isinstance(algorithm(asked.algorithm), UNTAUGHT):
+        raise UsageError(
+            f"--warm-start: the algorithm {asked.algorithm} learns from no trial",
+            "leave --warm-start out, or search with --algo tpe",
+        )
+
+
+def _taken(store: Store, identity: Identity, task: Task, url: str) -> Taken | None:
+    """The trials of an earlier study, taken before the first one of this study, and kept."""
+    if identity.warm_start is None:
+        return None
+    taken = warm.kept(store)
+    if taken is None:
+        taken = warm.take(identity.warm_start, url, task.space, identity.seed)
+        warm.keep(store, taken)
+    return taken
+
+
 def differences(kept: Identity, asked: Identity) -> list[str]:
     """What differs between a study and a command that would continue it, a line each."""
     lines = [
@@ -176,6 +226,9 @@ def differences(kept: Identity, asked: Identity) -> list[str]:
             ("entry point", kept.entry_point, asked.entry_point),
             ("seed", kept.seed, asked.seed),
             ("algorithm", kept.algorithm, asked.algorithm),
+            ("repeats", kept.repeats, asked.repeats),
+            ("noisy", kept.is_noisy, asked.is_noisy),
+            ("warm start", kept.warm_start, asked.warm_start),
         )
         if old != new
     ]

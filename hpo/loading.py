@@ -125,11 +125,12 @@ def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
             raise UsageError(f"--set {text}: no KEY=VALUE", "for example --set epochs=5")
         if key in settings:
             raise UsageError(f"--set names {key} twice", "keep one of them")
-        settings[key] = _setting(value)
+        settings[key] = parse_value(value)
     return settings
 
 
-def _setting(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """JSON where the text is JSON or Python's True, False, None; else the text itself."""
     if text in PYTHON_WORDS:
         return PYTHON_WORDS[text]
     try:

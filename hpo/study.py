@@ -14,13 +14,15 @@ from typing import Protocol
 
 import numpy as np
 
-from hpo.core.errors import OutsideSpace, SpaceError, StoreError
+from hpo.core.errors import OutsideSpace, SearchExhausted, SpaceError, StoreError
 from hpo.core.files import CHECKPOINT, LOG
 from hpo.core.history import Array, History
+from hpo.core.repeats import Repeats
 from hpo.core.trial import Changes, Failed, Kind, State, Trial
 from hpo.executors import Died, Executor
 from hpo.search import Algorithm
 from hpo.search.pruning import Judge
+from hpo.search.seen import Seen
 from hpo.space import Space
 from hpo.stores import Store
 from hpo.tracking import Observer
@@ -80,6 +82,8 @@ class Study:
     Holds no more of an ended trial than its row in the history: memory grows by some hundred bytes a trial.
     ``work_folder``: where this machine's workers keep their trials' files. ``judge``: stops trials early.
     ``begin_run``: makes the run that a trial's objective may log to, where tracking has one beforehand.
+    ``repeats``: trials of each point; the search sees their mean. ``exhausted``: what the search says when it
+    has nothing left to propose.
     """
 
     store: Store
@@ -92,24 +96,46 @@ class Study:
     judge: Judge | None = None
     observers: Sequence[Observer] = ()
     begin_run: BeginRun | None = None
+    repeats: int = 1
     clock: Callable[[], float] = time.monotonic
     history: History = field(init=False)
     failed: int = field(default=0, init=False)
+    exhausted: SearchExhausted | None = field(default=None, init=False)
     _ended: set[int] = field(default_factory=set, init=False)
     _ended_before: tuple[int, int] = field(default=(0, 0), init=False)
     _open: dict[int, _Open] = field(default_factory=dict, init=False)
     _submitted: set[int] = field(default_factory=set, init=False)
     _revision: int = field(default=0, init=False)
     _next_number: int = field(default=0, init=False)
+    _points: Repeats = field(init=False)
 
     def __post_init__(self) -> None:
         self.history = History(len(self.space.columns))
+        self._points = Repeats(self.repeats)
         self._revision = self.store.record().revision
         for trial in self.store.trials():
             self._absorb(trial)
         if self.judge is not None:
             self.judge.restore(self.store.trials(), self.store.losses())
         self._ended_before = (len(self._ended), self.failed)
+
+    def enqueue(self, rows: Array) -> int:
+        """Trials for these points, which run before the search proposes any; returns how many points are new.
+
+        A point that the study has had already is not tried again.
+
+        Args: rows: ``(points, columns)``, valid rows of the space.
+        """
+        self._complete()  # an unfinished point without open trials is in neither of the following
+        seen = Seen(np.concatenate([self.history.rows, self._pending()]))
+        new = 0
+        for row in rows:
+            if seen.is_new(row[np.newaxis]).all():
+                seen.add(row)
+                self._add(row)
+                self._complete()
+                new += 1
+        return new
 
     def run(self, wish: Wish) -> Ending:
         """Drive the study until a limit or a wish ends it; the executor is closed by the caller.
@@ -160,8 +186,9 @@ class Study:
         if trial.state.has_ended:
             self._ended.add(trial.number)
             self.failed += trial.state is State.FAILED
-            if row is not None:
-                self.history.append(trial.number, row, trial.loss)
+            point = self._points.add(trial.number, trial.loss)
+            if row is not None and point is not None:
+                self.history.append(point.number, row, point.loss)
         elif row is not None:
             self._open[trial.number] = _Open(row, trial.state)
         elif (claim := self.store.claim("driver", trial.number)) is not None:
@@ -210,23 +237,52 @@ class Study:
             number = min((n for n in offered if n not in self._submitted), default=None)
             if number is None:
                 number = self._propose()
+                if number is None:
+                    return
             elif self.begin_run is not None:
                 self._begin_again(number, self.begin_run)
             self._submitted.add(number)
             self.executor.submit(number)
 
-    def _propose(self) -> int:
+    def _propose(self) -> int | None:
+        """A trial where the search wants one; None where it has nothing left."""
+        if self.exhausted is not None:
+            return None
+        row = self._repeated()
+        if row is None:
+            rng = np.random.default_rng([self.seed, self._next_number])
+            try:
+                [row] = self.algorithm.propose(self.space, self.history, self._pending(), rng, 1)
+            except SearchExhausted as exhausted:
+                self.exhausted = exhausted
+                return None
+        begin_run = self.begin_run
+        return self._add(row, begin_run(self._next_number, None) if begin_run else None)
+
+    def _repeated(self) -> Array | None:
+        """The point that the next trial repeats; None where it is to begin another."""
+        first = self._points.first(self._next_number)
+        return None if first == self._next_number else self._row(self.store.trial(first))
+
+    def _complete(self) -> None:
+        """The trials that the last point lacks."""
+        while (row := self._repeated()) is not None:
+            self._add(row)
+
+    def _pending(self) -> Array:
+        """``(points, columns)``: the points of waiting and running trials."""
+        rows = list({self._points.first(number): trial.row for number, trial in self._open.items()}.values())
+        return np.array(rows).reshape(len(rows), len(self.space.columns))
+
+    def _add(self, row: Array, run_id: str | None = None) -> int:
+        """A new waiting trial; returns its number."""
         number = self._next_number
-        rows = [trial.row for trial in self._open.values()]
-        pending = np.array(rows).reshape(len(rows), len(self.space.columns))
-        rng = np.random.default_rng([self.seed, number])
-        [row] = self.algorithm.propose(self.space, self.history, pending, rng, 1)
         point = self.space.point(row)
         try:
             params = self.space.readable(point)
         except SpaceError:  # an expression that fails at this point fails this trial, in its worker
             params = dict(point)
-        self.store.add(number, point, params, self.begin_run(number, None) if self.begin_run else None)
+        self.store.add(number, point, params, run_id)
         self._open[number] = _Open(row, State.WAITING)
         self._next_number += 1
         return number

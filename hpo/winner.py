@@ -28,7 +28,7 @@ from hpo.core.trial import Answer, Completed, Report, Trial, trial_seed
 from hpo.executors.processes import environment_of_workers
 from hpo.loading import EntryPoint, describe_exception, load
 from hpo.run import Run
-from hpo.stores import Store
+from hpo.stores import Best, Store, best_of
 from hpo.training import Final
 from hpo.worker import file_store, judge, logging_to
 
@@ -76,13 +76,18 @@ class Winner:
 
 
 def chosen(store: Store, number: int | None) -> Trial:
-    """The trial of that number, or the best one. Raises NoSuchTrial, NoTrialSucceeded."""
-    trial = store.best() if number is None else store.trial(number)
-    if trial is None:
-        raise NoTrialSucceeded(
-            f"study {store.study!r} has no completed trial", f"see why: hpo show {store.study}"
-        )
-    return trial
+    """The trial of that number, or the first one of the best point. Raises NoSuchTrial, NoTrialSucceeded."""
+    return store.trial(number) if number is not None else best(store).trial
+
+
+def best(store: Store) -> Best:
+    """The best point of the study. Raises NoTrialSucceeded."""
+    found = best_of(store)
+    if found is None:
+        repeats = store.record().identity.repeats
+        what = "completed trial" if repeats == 1 else f"point whose {repeats} trials have completed"
+        raise NoTrialSucceeded(f"study {store.study!r} has no {what}", f"see why: hpo show {store.study}")
+    return found
 
 
 def train(

@@ -11,8 +11,9 @@ import click
 from hpo.cli.options import echo_json, json_option, store_option
 from hpo.core.errors import TrackingUnreachable
 from hpo.core.plain import flat, printable
+from hpo.core.repeats import Mean
 from hpo.core.trial import Trial
-from hpo.stores import Store, connect
+from hpo.stores import Best, Store, connect
 
 if TYPE_CHECKING:
     from hpo.tracking.mlflow import Location
@@ -62,6 +63,7 @@ def best(
 
     With --json, a document with `trial`, `loss` and `params`.
     """
+    from hpo.winner import best as best_point
     from hpo.winner import chosen
 
     options = {"--on": on, "--test": is_tested, "--to": to, "--set": sets, "--gpus": gpus}
@@ -69,10 +71,10 @@ def best(
         raise click.UsageError(f"{' and '.join(given)}: only with --train")
     with contextlib.closing(connect(store)) as catalog:
         opened = catalog.open(study)
-        trial = chosen(opened, number)
         if not is_trained:
-            _print_trial(trial, as_json)
+            _print(best_point(opened) if number is None else _alone(opened.trial(number)), as_json)
             return
+        trial = chosen(opened, number)
         default = f"{study}-best" if number is None else f"{study}-trial-{number}"
         winner = _train(opened, trial, on or "train", is_tested, to or Path(default), sets, gpus)
         location = _log(opened, winner)
@@ -93,13 +95,17 @@ def best(
         click.echo(f"MLflow: run {location.run_id} in {location.tracking_uri}")
 
 
-def _print_trial(trial: Trial, as_json: bool) -> None:
+def _alone(trial: Trial) -> Best:
+    """A trial for itself, whatever its point's others say."""
+    return Best(trial, Mean(trial.number, trial.loss))
+
+
+def _print(best: Best, as_json: bool) -> None:
     if as_json:
-        echo_json({"trial": trial.number, "loss": trial.loss, "params": trial.params})
+        echo_json(best.document())
         return
-    loss = "none" if trial.loss is None else f"{trial.loss:.6g}"
-    click.echo(f"trial {trial.number}, loss {loss}")
-    for name, value in flat(trial.params).items():
+    click.echo(f"trial {best.trial.number}, loss {best.mean}")
+    for name, value in flat(best.trial.params).items():
         click.echo(printable(f"{name} = {value}"))
 
 

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 @click.command(
     epilog="\b\nExamples:\n  hpo optimize spaces/digits_mlp.py --max-evals 20\n"
-    "  hpo optimize spaces/digits_mlp.py --max-evals 100 --gpus 0,1 --set epochs=30"
+    "  hpo optimize spaces/digits_mlp.py --max-evals 100 --gpus 0,1 --set epochs=30\n"
+    "  hpo optimize spaces/digits_mlp.py --study longer --max-evals 50 --warm-start digits_mlp\n"
+    "  hpo optimize spaces/classifiers.py --study repeated --max-evals 60 --points known.csv --repeats 3"
 )
 @click.argument("file", metavar="FILE.py[:OBJECTIVE]")
 @click.option("--max-evals", type=click.IntRange(min=1), help="Stop after so many ended trials in all.")
@@ -51,7 +53,8 @@ if TYPE_CHECKING:
 @click.option(
     "--algo",
     "algorithm",
-    help="gp, tpe, random, a hyperopt algorithm as module:function, or auto: today tpe.  [default: auto]",
+    help="auto (gp up to 300 trials, tpe from there), gp, tpe, random, quasirandom, grid (grid:7 for 7 levels"
+    " of continuous parameters), or a hyperopt algorithm as module:function.  [default: auto]",
 )
 @click.option(
     "--pruner",
@@ -67,6 +70,27 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="KEY=VALUE",
     help="Fix a parameter, or an argument of the objective.",
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1, max=1000),
+    help="Evaluate each point in so many trials, each with its own seed; search on their mean.  [default: 1]",
+)
+@click.option(
+    "--noisy",
+    "is_noisy",
+    is_flag=True,
+    help="The objective is noisy: a point that was tried may be tried again.",
+)
+@click.option(
+    "--points",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Try the points of this file first: JSON, JSON lines or CSV.",
+)
+@click.option(
+    "--warm-start",
+    metavar="STUDY",
+    help="Learn from an earlier study's trials, too; STORE_URL#STUDY names one in another store.",
 )
 @click.option("--trial-timeout", type=Duration(), help="Kill a trial that takes longer.")
 @click.option(
@@ -147,7 +171,8 @@ def optimize(
         raise click.UsageError("--lease is from 1s to 1d")
     if math.isnan(max_failures):
         raise click.UsageError("--max-failures is a share from 0 to 1")
-    if max_evals is None and timeout is None:
+    is_finite = (asked["algorithm"] or "").partition(":")[0] == "grid"  # it ends by itself
+    if max_evals is None and timeout is None and not is_finite:
         raise click.UsageError("say when to stop: --max-evals 100, or --timeout 2h")
     how = How(
         worker_slots(workers, gpus),
@@ -219,10 +244,12 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
     from rich.console import Console
 
     from hpo.core.errors import StoreError
+    from hpo.search import Grid
+    from hpo.stores import best_of, unfinished_points
     from hpo.study import Study
     from hpo.tracking.progress import Progress
 
-    identity, store, before = driven.identity, driven.store, driven.store.best()
+    identity, store, before = driven.identity, driven.store, best_of(driven.store)
     tensorboard = _tensorboard(driven, how)
     mlflow = _mlflow(driven, how)
     progress = Progress(
@@ -232,6 +259,7 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
         counts=store.record().counts,
         best=None if before is None else before.loss,
         parallelism=len(how.slots),
+        points=unfinished_points(store),
     )
     ending = None
     # Standard output is the document's alone: an objective that runs --inline prints elsewhere.
@@ -259,8 +287,19 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
                     judge=_judge(driven),
                     observers=[one for one in (progress, mlflow, tensorboard) if one is not None],
                     begin_run=mlflow.begin if mlflow else None,
+                    repeats=identity.repeats,
                 )
+                if driven.points is not None:
+                    rows = driven.points.rows(study.space, study.seed)
+                    for line in driven.points.say(study.space, rows, study.enqueue(rows)):
+                        progress.say(line)
+                for line in driven.taken.said() if driven.taken is not None else ():
+                    progress.say(line)
+                if isinstance(driven.algorithm, Grid):
+                    progress.say(driven.algorithm.size(study.space))
                 ending = study.run(interrupts)
+                if study.exhausted is not None:
+                    progress.say(f"done: {study.exhausted.message}")
         finally:
             with contextlib.suppress(StoreError):  # if it is what has failed, the next driver does it
                 store.recall()
@@ -340,15 +379,16 @@ def _conclude(
     """Tell how it ended and how to go on; returns the exit code."""
     from hpo.core.plain import flat
     from hpo.core.pruning import summary
+    from hpo.stores import best_of
     from hpo.study import Ending
 
     _close(mlflow, ending, say)
-    counts, best = driven.store.record().counts, driven.store.best()
+    counts, best = driven.store.record().counts, best_of(driven.store)
     if ending is not Ending.DONE:
         say(f"stopped with {_ended(driven)} trials ended; unfinished ones run when you continue")
     if best is not None:
-        say(f"best: trial {best.number}, loss {best.loss:.6g}")
-        for name, value in flat(best.params).items():
+        say(f"best: trial {best.trial.number}, loss {best.mean}")
+        for name, value in flat(best.trial.params).items():
             say(f"  {name} = {value:.6g}" if isinstance(value, float) else f"  {name} = {value}")
     if counts["pruned"] and (pruning := summary(list(driven.store.trials()))) is not None:
         say(str(pruning))
@@ -370,13 +410,15 @@ def _conclude(
 
 def _document(driven: Driven, mlflow: MlflowObserver | None) -> dict[str, Any]:
     """What ``--json`` prints."""
-    counts, best = driven.store.record().counts, driven.store.best()
+    from hpo.stores import best_of
+
+    counts, best = driven.store.record().counts, best_of(driven.store)
     location = mlflow.location if mlflow else None
     return {
         "study": driven.identity.study,
         "store": driven.url,
         "trials": {state: counts[state] for state in ("completed", "pruned", "failed")},
-        "best": best and {"trial": best.number, "loss": best.loss, "params": best.params},
+        "best": best and best.document(),
         "mlflow": location and location.document(),
     }
 

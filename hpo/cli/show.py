@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,8 +16,9 @@ from hpo.cli.options import echo_json, json_option, store_option
 from hpo.core.errors import UsageError
 from hpo.core.plain import flat, printable
 from hpo.core.pruning import full_epochs, has_won, saving, summary
+from hpo.core.repeats import Mean
 from hpo.core.trial import Report, State, Trial
-from hpo.stores import Catalog, Store, connect
+from hpo.stores import Catalog, Store, best_of, connect, means_of
 
 LOG_LINES = 12  # of a failed trial
 MIN_WIDTH = 12  # of a table's last column
@@ -60,7 +61,7 @@ def _show_studies(catalog: Catalog, as_json: bool) -> None:
     rows: list[dict[str, Any]] = []
     for name in catalog.names():
         study = catalog.open(name)
-        record, found = study.record(), study.best()
+        record, found = study.record(), best_of(study)
         rows.append(
             {
                 "study": name,
@@ -83,10 +84,12 @@ def _show_studies(catalog: Catalog, as_json: bool) -> None:
 
 
 def _show_trials(store: Store, sort: str, limit: int | None, as_json: bool) -> None:
-    trials = _sorted(list(store.trials()), sort)
+    repeats = store.record().identity.repeats
+    means = _means(store, repeats)
+    trials = _sorted(list(store.trials()), sort, means)
     if as_json:
         full = full_epochs(trials)
-        echo_json([document(trial, full) for trial in trials])
+        echo_json([document(trial, full) | _mean_document(trial, repeats, means) for trial in trials])
         return
     shown = trials[:limit]
     is_terminal = sys.stdout.isatty()
@@ -96,6 +99,8 @@ def _show_trials(store: Store, sort: str, limit: int | None, as_json: bool) -> N
         "loss": [_short(trial.loss) for trial in shown],
         "seconds": [_short(trial.seconds, 4) for trial in shown],
     }
+    if repeats > 1:
+        columns["mean loss"] = [str(means.get(trial.number, "-")) for trial in shown]
     if any(times := [_epoch_time(trial) for trial in shown]):
         if is_terminal and shutil.get_terminal_size().columns < WIDE_TERMINAL:
             # What people compare are the parameters: they get the room.
@@ -113,6 +118,23 @@ def _show_trials(store: Store, sort: str, limit: int | None, as_json: bool) -> N
         click.echo(f"{len(trials) - len(shown)} more: --all, or --limit N")
     if (pruning := summary(trials)) is not None:
         click.echo(pruning)
+
+
+def _means(store: Store, repeats: int) -> dict[int, Mean]:
+    """By trial, the mean of its point where all of its trials have ended; empty where a trial is a point."""
+    means = means_of(store, repeats) if repeats > 1 else ()
+    return {number: mean for mean in means for number in range(mean.number, mean.number + repeats)}
+
+
+def _mean_document(trial: Trial, repeats: int, means: Mapping[int, Mean]) -> dict[str, Any]:
+    if repeats == 1:
+        return {}
+    mean = means.get(trial.number)
+    return {
+        "point": trial.number - trial.number % repeats,
+        "mean_loss": mean and mean.loss,
+        "standard_error": mean and mean.standard_error,
+    }
 
 
 def _parameters_or_error(trial: Trial) -> str:
@@ -241,10 +263,13 @@ def document(trial: Trial, full: float | None = None) -> dict[str, Any]:
     }
 
 
-def _sorted(trials: list[Trial], sort: str) -> list[Trial]:
-    """By a column or a parameter; what has no value comes last either way."""
+def _sorted(trials: list[Trial], sort: str, means: Mapping[int, Mean]) -> list[Trial]:
+    """By a column or a parameter; what has no value comes last either way. A loss is the point's."""
     name, is_reversed = sort.removeprefix("-"), sort.startswith("-")
-    if name in SORTS:
+    keys: dict[int, Any]
+    if name == "loss" and means:
+        keys = {trial.number: means[trial.number].loss if trial.number in means else None for trial in trials}
+    elif name in SORTS:
         keys = {trial.number: getattr(trial, name) for trial in trials}
     else:
         keys = {trial.number: _values(trial).get(name) for trial in trials}

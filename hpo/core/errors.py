@@ -51,6 +51,10 @@ class OutsideSpace(SpaceError):
     """A point has a value its space does not admit."""
 
 
+class SearchExhausted(UsageError):
+    """The algorithm has nothing left to propose: the study is done."""
+
+
 class StudyChanged(UsageError):
     """The study exists with another identity; the message lists the differences."""
 

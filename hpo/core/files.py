@@ -9,6 +9,7 @@ CHECKPOINT = "checkpoint/"  # what it left in run.checkpoint_directory, while it
 
 
 SNAPSHOT = "snapshot/"  # archives of the code that trials ran from
+WARM_START = "warm-start.json"  # the trials that a study took from an earlier one
 
 
 def snapshot_name(sha256: str) -> str:

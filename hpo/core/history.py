@@ -15,7 +15,7 @@ class History:
 
     ``rows``: ``(trials, columns)``, the raw values of a point in the order of the space's columns, NaN
     where the column is inactive (see `Space.row`). ``losses``: ``(trials,)``, +inf for a failed trial.
-    ``numbers``: ``(trials,)``, the trials' numbers.
+    ``numbers``: ``(trials,)``, the trials' numbers; negative where an earlier study made them.
     Appending costs amortised constant time: the arrays double. What is returned are views.
     """
 

@@ -12,7 +12,9 @@ class Identity:
     """The things that may not change between two runs of one study.
 
     ``space``: the description `Space.describe` gives (its hash is ``fingerprint``). ``arguments``: what
-    ``--set`` fixed, labels of the space and arguments of the objective alike.
+    ``--set`` fixed, labels of the space and arguments of the objective alike. ``repeats``: trials of each
+    point. ``is_noisy``: whether a point that was tried may be tried again.
+    ``warm_start``: the earlier study from which it took trials.
     """
 
     study: str
@@ -22,6 +24,9 @@ class Identity:
     arguments: Mapping[str, Any]
     seed: int
     algorithm: str
+    repeats: int = 1
+    is_noisy: bool = False
+    warm_start: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import hyperopt
 import numpy as np
 
-from hpo.core.errors import UsageError
+from hpo.core.errors import SearchExhausted, UsageError
 from hpo.core.history import Array, History
 from hpo.search.auto import Auto
 from hpo.space import Space, compile_space
@@ -50,7 +50,7 @@ class HyperoptAlgorithm:
     def propose(
         self, space: Space, history: History, pending: Array, rng: np.random.Generator, k: int
     ) -> Array:
-        """See `hpo.search.Algorithm.propose`. Raises UsageError where the algorithm proposes nothing."""
+        """See `hpo.search.Algorithm.propose`. Raises SearchExhausted where the algorithm proposes nothing."""
         domain = _domain(space)
         trials = _write(space, domain, history, pending)
         proposals = np.empty((k, len(space.columns)))
@@ -65,7 +65,7 @@ class HyperoptAlgorithm:
                     "it is called as hyperopt calls it: (new_ids, domain, trials, seed)",
                 ) from error
             if not docs:
-                raise UsageError(
+                raise SearchExhausted(
                     f"the algorithm {name} proposes no further trial",
                     "it has nothing left to try: ask for fewer trials, or choose another --algo",
                 )

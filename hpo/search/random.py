@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,13 +14,17 @@ if TYPE_CHECKING:
     from hpo.space import Space
 
 
+@dataclass(frozen=True)
 class Random:
-    """Independent draws from the space's own distributions, never one point twice while others are left."""
+    """Independent draws from the space's own distributions, never one point twice while others are left;
+    unless ``duplicates`` are allowed."""
+
+    duplicates: bool = False
 
     def propose(
         self, space: Space, history: History, pending: Array, rng: np.random.Generator, k: int
     ) -> Array:
-        seen = Seen(np.concatenate([history.rows, pending]))
+        seen = Seen.of(history, pending, duplicates=self.duplicates)
         proposals = np.empty((k, len(space.columns)))
         for i in range(k):
             proposals[i] = draw(space, seen, rng)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo.core.history import Array
+from hpo.core.history import Array, History
 
 if TYPE_CHECKING:
     from hpo.space import Distribution, Space
@@ -23,11 +23,19 @@ LISTED = 100_000
 class Seen:
     """The points of ended, waiting and running trials, as a set.
 
-    Args: rows: ``(points, columns)`` raw values, NaN where inactive.
+    Args: rows: ``(points, columns)`` raw values, NaN where inactive. duplicates: a point may be tried again:
+    every one is new.
     """
 
-    def __init__(self, rows: Array) -> None:
+    def __init__(self, rows: Array, *, duplicates: bool = False) -> None:
         self._keys = set(_keys(rows))
+        self._duplicates = duplicates
+
+    @classmethod
+    def of(cls, history: History, pending: Array, *, duplicates: bool = False) -> Seen:
+        """The points of a study's own trials: one that only an earlier study tried is new here."""
+        own = history.rows[history.numbers >= 0]
+        return cls(np.concatenate([own, pending]), duplicates=duplicates)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -36,7 +44,9 @@ class Seen:
         self._keys.update(_keys(row[np.newaxis]))
 
     def is_new(self, rows: Array) -> NDArray[np.bool_]:
-        """``(rows,)``: no trial has this point."""
+        """``(rows,)``: whether no trial has this point, or that is no hindrance."""
+        if self._duplicates:
+            return np.ones(len(rows), dtype=bool)
         return np.array([key not in self._keys for key in _keys(rows)], dtype=bool)
 
 
@@ -49,7 +59,7 @@ def unseen(space: Space, seen: Seen, rng: np.random.Generator) -> Array:
     """
     drawn = space.sample(rng, DRAWS)
     new = drawn[seen.is_new(drawn)]
-    if len(new) or space.cardinality is None:
+    if len(new) or any(column.distribution.cardinality is None for column in space.columns):
         return new
     listed = rng.permutation(_some_points(space, len(seen) + 1, rng))
     return listed[seen.is_new(listed)]

@@ -13,7 +13,7 @@ from hpo.space.distributions import Distribution
 from hpo.space.lint import Warning, lint
 from hpo.space.space import Column, Space
 
-__all__ = ["Column", "Distribution", "Space", "Warning", "compile_space", "difference", "lint"]
+__all__ = ["Column", "Distribution", "Space", "Warning", "compile_space", "difference", "lint", "read_point"]
 
 
 def compile_space(expression: Any, fixed: Mapping[str, Any] | None = None) -> Space:
@@ -27,3 +27,15 @@ def compile_space(expression: Any, fixed: Mapping[str, Any] | None = None) -> Sp
     from hpo.space.compile import compile_expression
 
     return compile_expression(expression, fixed or {})
+
+
+def read_point(space: Space, params: Any) -> tuple[dict[str, int | float], list[str]]:
+    """The numbers by label that parameters stand for, and what is wrong with them, each with its mend.
+
+    Args: params: as many parameters as a person gives: by label, a choice by its option's value; or as
+    `Space.readable` gives them, nested or under dotted names.
+    """
+    from hpo.space.reading import read
+
+    found = read(space, params)
+    return found.point, found.faults

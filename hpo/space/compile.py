@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import math
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
@@ -30,6 +29,7 @@ from hpo.space.expression import (
     switched,
 )
 from hpo.space.space import Column, Space
+from hpo.space.wording import said_option
 
 _FORMAT = 1  # of the description; a new number makes every older study another one
 _MOST_PATHS = 1000
@@ -538,32 +538,11 @@ def _held_number(value: Any, parameter: _Parameter) -> _Held | None:
 
 
 def _held_option(value: Any, names: tuple[str, ...], options: list[Apply]) -> _Held | None:
-    """The option that is this value, or reads like it: by name, as Python writes it, or but for case."""
-    shown = plain.readable(value)
-    said = shown if isinstance(shown, str) else str(shown)
-    tests: list[Callable[[int], bool]] = [
-        lambda i: names[i] == said,
-        lambda i: _same(_meant(names[i]), _meant(said)),
-        lambda i: names[i].casefold() == said.casefold(),
-    ]
-    for test in tests:
-        if found := [i for i in range(len(names)) if test(i)]:
-            option = options[found[0]]
-            constant = plain.readable(option.obj) if isinstance(option, Literal) else names[found[0]]
-            return _Held(found[0], constant)
-    return None
-
-
-def _meant(text: str) -> Any:
-    """The Python value a text writes, or the text."""
-    try:
-        return plain.readable(ast.literal_eval(text))
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
-
-
-def _same(one: Any, other: Any) -> bool:
-    return isinstance(one, bool) == isinstance(other, bool) and one == other
+    found = said_option(names, value)
+    if found is None:
+        return None
+    option = options[found]
+    return _Held(found, plain.readable(option.obj) if isinstance(option, Literal) else names[found])
 
 
 def _used_labels(root: Apply, held: Mapping[Apply, int | float]) -> set[str]:

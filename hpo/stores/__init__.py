@@ -1,9 +1,10 @@
 """Where studies are kept and trials are claimed. One protocol (`protocol.py`), a file per kind of store."""
 
 from hpo.core.errors import UsageError
+from hpo.stores.best import Best, best_of, means_of, unfinished_points
 from hpo.stores.protocol import Catalog, Store, StoredFile
 
-__all__ = ["Catalog", "Store", "StoredFile", "connect"]
+__all__ = ["Best", "Catalog", "Store", "StoredFile", "best_of", "connect", "means_of", "unfinished_points"]
 
 
 def connect(url: str, *, create: bool = False, check: bool = False) -> Catalog:

@@ -649,6 +649,9 @@ def _identity_document(identity: Identity) -> dict[str, Any]:
         "arguments": dict(identity.arguments),
         "seed": identity.seed,
         "algorithm": identity.algorithm,
+        "repeats": identity.repeats,
+        "is_noisy": identity.is_noisy,
+        "warm_start": identity.warm_start,
     }
 
 

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpo.core.plain import flat, printable
+from hpo.core.repeats import Repeats, final_loss
 from hpo.core.trial import ENDED, Changes, State, Trial
 
 BAR_CELLS = 10
@@ -40,7 +41,7 @@ class Progress:
 
     Args: max_evals: how many trials are to end, None if unknown; counts: trials that had ended before, by
     state; best: the lowest loss before; seconds: what earlier trials took, for the time left; parallelism:
-    trials that run at once; clock: seconds that never go back.
+    trials that run at once; points: those that some trials have ended of; clock: seconds that never go back.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Progress:
         best: float | None = None,
         seconds: Iterable[float] = (),
         parallelism: int = 1,
+        points: Repeats | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._console = console
@@ -62,6 +64,7 @@ class Progress:
         self._best = best
         self._seconds = deque(seconds, maxlen=MEMORY)
         self._parallelism = max(1, parallelism)
+        self._points = points or Repeats()
         self._clock = clock
         self._began = clock()
         self._running: dict[int, _Running] = {}
@@ -126,8 +129,9 @@ class Progress:
         self._counts[trial.state] += 1
         if trial.seconds is not None:
             self._seconds.append(max(0.0, trial.seconds))
-        if trial.state is State.COMPLETED and trial.loss is not None and math.isfinite(trial.loss):
-            self._best = trial.loss if self._best is None else min(self._best, trial.loss)
+        point = self._points.add(number, final_loss(trial))
+        if point is not None and point.loss is not None and math.isfinite(point.loss):
+            self._best = point.loss if self._best is None else min(self._best, point.loss)
         self._log(self._ending(trial), is_bad=trial.state is State.FAILED)
 
     def _ending(self, trial: Trial) -> str:

@@ -8,13 +8,22 @@ import pytest
 from hyperopt import hp
 from hyperopt.pyll import scope
 
-from hpo.core.errors import UsageError
+from hpo.core.errors import SearchExhausted, UsageError
 from hpo.core.history import History
-from hpo.search import GP, TPE, Auto, Random, algorithm
+from hpo.search import GP, TPE, Auto, Grid, Quasirandom, Random, algorithm
 from hpo.search.seen import Seen, unseen
 from hpo.space import compile_space
 
-NAMES = ["random", "tpe", "gp", "auto", "hyperopt.anneal:suggest", "hyperopt.tpe:suggest"]
+NAMES = [
+    "random",
+    "tpe",
+    "gp",
+    "auto",
+    "grid",
+    "quasirandom",
+    "hyperopt.anneal:suggest",
+    "hyperopt.tpe:suggest",
+]
 
 
 def no_pending(space):
@@ -84,14 +93,15 @@ def test_the_same_inputs_give_the_same_points(name, trials):
     )
 
     np.testing.assert_array_equal(first, again)
-    assert not np.array_equal(first, other, equal_nan=True)
+    # A sequence is the study's: no trial's seed changes it.
+    assert np.array_equal(first, other, equal_nan=True) == (name == "quasirandom")
 
 
 def twenty_seven():
     return compile_space({label: hp.choice(label, ["x", "y", "z"]) for label in "abc"})
 
 
-@pytest.mark.parametrize("name", ["random", "tpe"])
+@pytest.mark.parametrize("name", ["random", "tpe", "grid", "quasirandom"])
 def test_no_point_is_proposed_twice_while_others_are_left(name):
     space = twenty_seven()
     history = History(3)
@@ -108,7 +118,7 @@ def test_no_point_is_proposed_twice_while_others_are_left(name):
     assert len(np.unique(every, axis=0)) == 27
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "grid"])
 def test_points_are_proposed_again_when_all_are_used(name):
     space = compile_space({"a": hp.choice("a", ["x", "y"]), "b": hp.uniformint("b", 0, 1)})
     history = history_of(space, np.array([[a, b] for a in (0, 1) for b in (0, 1)] * 5), range(20))
@@ -168,7 +178,7 @@ def test_a_space_that_is_fixed_whole_gives_empty_points():
     space = compile_space({"a": hp.uniform("a", 0, 1)}, fixed={"a": 0.5})
     history = history_of(space, np.empty((12, 0)), range(12))
 
-    for each in (TPE(), Random()):
+    for each in (TPE(), Random(), Quasirandom(0)):
         assert each.propose(space, history, no_pending(space), np.random.default_rng(0), 2).shape == (2, 0)
 
 
@@ -185,6 +195,9 @@ def test_the_names_of_algorithms():
     assert isinstance(algorithm("gp"), GP)
     assert isinstance(algorithm("tpe"), TPE)
     assert isinstance(algorithm("random"), Random)
+    assert algorithm("quasirandom", seed=3) == Quasirandom(3)
+    assert algorithm("grid") == Grid()
+    assert algorithm("grid:7") == Grid(levels=7)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +208,7 @@ def test_the_names_of_algorithms():
         ("hyperopt.tpe:no_such_function", "no_such_function"),
         ("hyperopt.tpe:", "hyperopt.tpe"),
         (":suggest", ":suggest"),
+        ("grids", "'grids'"),
     ],
 )
 def test_an_unknown_algorithm_is_an_error_that_says_what_there_is(name, fact):
@@ -253,3 +267,132 @@ def test_auto_leaves_the_gaussian_process_where_there_are_many_trials_or_columns
     assert (proposals == chosen).all()
     expected = "gp" if chosen == 1.0 else "tpe"
     assert auto.explain(columns, ended + pending).startswith(f"{expected}: ")
+
+
+@pytest.mark.parametrize("name", ["grid:", "grid:0", "grid:x", "grid:-1", "grid:1001"])
+def test_a_grid_has_one_level_or_more(name):
+    with pytest.raises(UsageError, match=name):
+        algorithm(name)
+
+
+def tree():
+    return compile_space(
+        {
+            "model": hp.choice(
+                "model",
+                [
+                    {"C": hp.loguniform("C", -3, 3), "kernel": hp.choice("kernel", ["rbf", "linear"])},
+                    {"k": hp.uniformint("k", 1, 3)},
+                    "dummy",
+                ],
+            ),
+            "scale": hp.choice("scale", [True, False]),
+        }
+    )
+
+
+def all_of(grid, space, seed=0):
+    history = History(len(space.columns))
+    number = 0
+    while True:
+        try:
+            [row] = grid.propose(space, history, no_pending(space), np.random.default_rng([seed, number]), 1)
+        except SearchExhausted as exhausted:
+            return history.rows, exhausted
+        history.append(number, row, 0.0)
+        number += 1
+
+
+def test_a_grid_has_every_combination_of_active_values_once_and_then_no_more():
+    space = tree()
+
+    rows, exhausted = all_of(Grid(levels=4), space)
+
+    assert len(rows) == (4 * 2 + 3 + 1) * 2
+    assert len(np.unique(rows, axis=0)) == len(rows)
+    assert exhausted.message == "the grid has 24 points, all of which are tried"
+    for row in rows:
+        space.check(space.point(row))
+
+
+def test_the_levels_of_a_continuous_parameter_are_the_centres_of_equal_parts_of_its_prior():
+    space = compile_space({"x": hp.loguniform("x", np.log(1e-4), np.log(1)), "n": hp.normal("n", 1, 2)})
+
+    rows, _ = all_of(Grid(levels=4), space)
+
+    x, n = (np.unique(rows[:, space.labels.index(label)]) for label in "xn")
+    np.testing.assert_allclose(np.log10(x), [-3.5, -2.5, -1.5, -0.5])
+    np.testing.assert_allclose(n, 1 + 2 * np.array([-1.150349, -0.318639, 0.318639, 1.150349]), atol=1e-5)
+
+
+def test_levels_that_round_to_one_value_are_one():
+    space = compile_space({"q": hp.qnormal("q", 0, 1, 1)})
+
+    rows, exhausted = all_of(Grid(levels=9), space)
+
+    assert sorted(rows[:, 0]) == [-2, -1, 0, 1, 2]
+    assert "5 points" in exhausted.message
+
+
+def test_the_order_of_a_grid_is_the_seeds():
+    first, second = (all_of(Grid(), tree(), seed)[0] for seed in (1, 2))
+
+    assert not np.array_equal(first, second, equal_nan=True)
+
+
+def test_a_point_off_the_grid_takes_none_of_its_points():
+    space = compile_space({"x": hp.uniform("x", 0, 1)})
+    history = history_of(space, [[0.111]], [0.0])
+
+    rows = Grid(levels=2).propose(space, history, no_pending(space), np.random.default_rng(0), 2)
+
+    assert sorted(rows[:, 0]) == [0.25, 0.75]
+
+
+def test_a_huge_grid_is_never_listed():
+    space = compile_space({f"x{i}": hp.uniform(f"x{i}", 0, 1) for i in range(40)})
+    grid = Grid(levels=10)
+
+    rows = grid.propose(space, History(40), no_pending(space), np.random.default_rng(0), 3)
+
+    assert len(np.unique(rows, axis=0)) == 3
+    assert grid.size(space) == f"the grid has {10**40} points"
+
+
+def test_quasirandom_points_fill_a_space_more_evenly_than_independent_ones():
+    space = compile_space({label: hp.uniform(label, 0, 1) for label in "ab"})
+
+    def filled(each):
+        history = History(2)
+        for number in range(64):
+            rng = np.random.default_rng([5, number])
+            [row] = each.propose(space, history, no_pending(space), rng, 1)
+            history.append(number, row, 0.0)
+        return len(np.unique(np.floor(history.rows * 8), axis=0))
+
+    assert filled(Quasirandom(5)) == 64  # one in each cell of 8 by 8, as a (0, 6, 2)-net has it
+    assert filled(Random()) < 50
+
+
+def test_a_sequence_goes_on_where_it_was_however_many_trials_run():
+    space = tree()
+    sequence = Quasirandom(3)
+    whole = sequence.propose(
+        space, History(len(space.columns)), no_pending(space), np.random.default_rng(0), 12
+    )
+
+    history = history_of(space, whole[[2, 0, 5, 1]], range(4))
+    rest = sequence.propose(space, history, whole[[3, 4]], np.random.default_rng(9), 6)
+
+    np.testing.assert_array_equal(rest, whole[6:])
+
+
+def test_another_study_has_another_sequence():
+    space = compile_space({"x": hp.uniform("x", 0, 1)})
+
+    one, other = (
+        Quasirandom(seed).propose(space, History(1), no_pending(space), np.random.default_rng(0), 4)
+        for seed in (1, 2)
+    )
+
+    assert not np.isin(one, other).any()

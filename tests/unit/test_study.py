@@ -251,6 +251,86 @@ def test_failures_below_the_limit_do_not(store: Store) -> None:
     assert study(store, executor, Limits(max_evals=20, max_failures=0.5)).run(Wish()) is Ending.DONE
 
 
+def test_a_search_that_has_nothing_left_ends_the_study_when_its_trials_have_ended(store: Store) -> None:
+    one = study(store, FakeExecutor(store, square, slots=2), Limits(max_evals=10))
+    one.algorithm = algorithm("grid:5")
+
+    ending = one.run(Wish())
+
+    assert ending is Ending.DONE
+    assert store.record().counts["completed"] == 5
+    assert one.exhausted is not None
+    assert sorted(trial.point["x"] for trial in store.trials()) == pytest.approx([-0.8, -0.4, 0, 0.4, 0.8])
+
+
+def test_points_of_a_persons_run_first_and_once(store: Store) -> None:
+    first = study(store, FakeExecutor(store, square), Limits(max_evals=2))
+    assert first.enqueue(np.array([[0.5], [0.25], [0.5]])) == 2
+    first.run(Wish())
+
+    second = study(store, FakeExecutor(store, square), Limits(max_evals=4))
+    assert second.enqueue(np.array([[0.5], [0.125], [0.25]])) == 1
+    second.run(Wish())
+
+    assert [trial.point["x"] for trial in store.trials()][:3] == [0.5, 0.25, 0.125]
+    assert len(list(store.trials())) == 4
+
+
+def test_each_point_has_its_repeats_before_the_next_and_the_search_sees_their_mean(store: Store) -> None:
+    seen = []
+
+    class Spy:
+        def propose(self, space, history, pending, rng, k):  # type: ignore[no-untyped-def]
+            seen.append((history.numbers.tolist(), history.losses.tolist(), len(pending)))
+            return np.array([[len(seen) / 10]])
+
+    one = study(store, FakeExecutor(store, square), Limits(max_evals=9), repeats=3)
+    one.algorithm = Spy()
+    one.run(Wish())
+
+    assert [trial.point["x"] for trial in store.trials()] == [0.1] * 3 + [0.2] * 3 + [0.3] * 3
+    assert seen == [([], [], 0), ([0], [1.0], 0), ([0, 3], [1.0, 4.0], 0)]
+
+
+def test_a_point_of_which_one_repeat_failed_is_a_failed_point(store: Store) -> None:
+    executor = FakeExecutor(store, lambda n, _: Failed(Kind.NAN, "nan") if n == 1 else Completed(1.0))
+
+    one = study(store, executor, Limits(max_evals=4), repeats=2)
+    one.run(Wish())
+
+    assert one.history.losses.tolist() == [np.inf, 1.0]
+
+
+def test_repeats_that_run_at_once_are_one_pending_point(store: Store) -> None:
+    pendings = []
+
+    class Spy:
+        def propose(self, space, history, pending, rng, k):  # type: ignore[no-untyped-def]
+            pendings.append(pending[:, 0].tolist())
+            return np.array([[len(pendings) / 10]])
+
+    one = study(store, FakeExecutor(store, square, slots=4), Limits(max_evals=4), repeats=2)
+    one.algorithm = Spy()
+    one.run(Wish())
+
+    assert pendings == [[], [0.1]]
+
+
+@pytest.mark.parametrize("ended", range(1, 6))
+def test_a_point_whose_repeats_were_interrupted_gets_the_others_first(store: Store, ended: int) -> None:
+    study(store, FakeExecutor(store, square), Limits(max_evals=ended), repeats=3).run(Wish())
+
+    one = study(store, FakeExecutor(store, square, slots=2), Limits(max_evals=9), repeats=3)
+    one.enqueue(np.array([[0.5]]))
+    one.run(Wish())
+
+    points = [trial.point["x"] for trial in store.trials()]
+    assert [len(set(points[first : first + 3])) for first in (0, 3, 6)] == [1, 1, 1]
+    assert len(set(points)) == 3
+    assert points.count(0.5) == 3
+    assert sorted(one.history.numbers) == [0, 3, 6]
+
+
 def test_a_drain_lets_running_trials_end_and_starts_none(store: Store) -> None:
     wish = Wish()
 

@@ -42,7 +42,8 @@ class GP:
     of them: the fit costs most of a suggestion. They are a function of those trials alone; a study that is
     continued proposes what it would have proposed.
 
-    ``wide``, ``rounds``: see `maximise`; ``clip``: see `standardised`; ``width``: see `rarity`.
+    ``duplicates``: a point may be tried again. ``wide``, ``rounds``: see `maximise`; ``clip``: see
+    `standardised`; ``width``: see `rarity`.
     """
 
     starts: int = 5
@@ -54,13 +55,14 @@ class GP:
     refit: float = 1.1
     explore: int = 4
     apart: float = 0.3
+    duplicates: bool = False
     _fitted: dict[bytes, Hyperparameters] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def propose(
         self, space: Space, history: History, pending: Array, rng: np.random.Generator, k: int
     ) -> Array:
         """See `hpo.search.Algorithm.propose`. Each proposal sees the ones before it as pending."""
-        seen = Seen(np.concatenate([history.rows, pending]))
+        seen = Seen.of(history, pending, duplicates=self.duplicates)
         is_starting = len(history) < self.starts or not space.columns
         known = None if is_starting else self._known(space, history, pending)
         proposals = np.empty((k, len(space.columns)))

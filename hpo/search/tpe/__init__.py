@@ -29,7 +29,8 @@ class TPE:
     (`hpo.search.tpe.density`); of ``candidates`` points drawn from l, the first decides the branch of the
     tree, and of those in that branch the one of highest l / g is next.
     Failed trials are bad trials. So are waiting and running ones ("constant liar"): it keeps proposals
-    that are made at the same time apart.
+    that are made at the same time apart. No point is proposed twice while others are left; unless
+    ``duplicates`` are allowed.
 
     The defaults were compared on 12 problems (neural-network surrogates, mixed-integer functions, nested
     trees) at 25 to 200 evaluations: 128 candidates instead of 24 helped most and more helped no further;
@@ -47,12 +48,13 @@ class TPE:
     nested_bandwidth: float = 0.1
     least_bandwidth: float = 0.01
     prior_share: float = 0.3
+    duplicates: bool = False
 
     def propose(
         self, space: Space, history: History, pending: Array, rng: np.random.Generator, k: int
     ) -> Array:
         """See `hpo.search.Algorithm.propose`. Each proposal sees the ones before it as pending."""
-        seen = Seen(np.concatenate([history.rows, pending]))
+        seen = Seen.of(history, pending, duplicates=self.duplicates)
         proposals = np.empty((k, len(space.columns)))
         if len(history) < self.starts:
             for i in range(k):

@@ -15,6 +15,7 @@ from typing import Any
 from hpo.core.errors import UsageError
 from hpo.core.files import ARTIFACTS, LOG, SNAPSHOT, TRACKED
 from hpo.core.plain import as_float
+from hpo.core.repeats import Mean, Repeats, final_loss
 from hpo.core.trial import ENDED, Changes, Report, State, Trial
 from hpo.stores.protocol import Store, StoredFile
 from hpo.tracking.mlflow import logged
@@ -90,7 +91,8 @@ class _Reached:
     doubt: int  # trials that changed up to this revision may have a child run this object has not made
     left: dict[int, list[Any]] = field(default_factory=dict)  # child runs that an earlier process left open
     counts: dict[State, int] = field(default_factory=lambda: dict.fromkeys(ENDED, 0))
-    best: Trial | None = None
+    best: Mean | None = None
+    points: Repeats = field(default_factory=Repeats)
     last_ended: float | None = None
     has_code: bool = False
     datasets: set[tuple[str, str]] = field(default_factory=set)  # inputs of the study's run
@@ -236,7 +238,8 @@ class Projection:
             parent.info.run_id,
             self._prepare_view(experiment_id, parent.info.run_id),
         )
-        reached = _Reached(location, since, artifacts, doubt)
+        points = Repeats(record.identity.repeats)
+        reached = _Reached(location, since, artifacts, doubt, points=points)
         if doubt:
             for run in self._search_children(reached, "attributes.status = 'RUNNING'"):
                 reached.left.setdefault(int(run.data.tags["hpo.trial"]), []).append(run)
@@ -605,10 +608,11 @@ class Projection:
 def _count(trial: Trial, reached: _Reached) -> None:
     reached.counts[trial.state] += 1
     reached.last_ended = max(reached.last_ended or 0.0, trial.ended or trial.created)
-    if trial.state is State.COMPLETED and trial.loss is not None:
+    point = reached.points.add(trial.number, final_loss(trial))
+    if point is not None and point.loss is not None:
         best = reached.best
-        if best is None or best.loss is None or trial.loss < best.loss:
-            reached.best = trial
+        if best is None or best.loss is None or point.loss < best.loss:
+            reached.best = point
 
 
 def _slim(trial: Trial) -> Trial:
