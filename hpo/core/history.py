@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,33 +22,62 @@ class History:
     """
 
     def __init__(self, columns: int) -> None:
-        self._rows = np.empty((16, columns))
-        self._losses = np.empty(16)
-        self._numbers = np.empty(16, dtype=np.int64)
-        self._length = 0
+        self._rows = _Growing(np.empty((0, columns)))
+        self._losses = _Growing(np.empty(0))
+        self._numbers = _Growing(np.empty(0, dtype=np.int64))
+        self._derived: dict[Callable[[Array], NDArray[Any]], _Growing] = {}
 
     def append(self, number: int, row: Array, loss: float | None) -> None:
         """Add an ended trial; ``loss`` None or not finite counts as +inf: it is bad, however it failed."""
-        if self._length == len(self._losses):
-            self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])
-            self._losses = np.concatenate([self._losses, np.empty_like(self._losses)])
-            self._numbers = np.concatenate([self._numbers, np.empty_like(self._numbers)])
-        self._rows[self._length] = row
-        self._losses[self._length] = loss if loss is not None and math.isfinite(loss) else math.inf
-        self._numbers[self._length] = number
-        self._length += 1
+        self._rows.extend(np.asarray(row)[np.newaxis])
+        self._losses.extend([loss if loss is not None and math.isfinite(loss) else math.inf])
+        self._numbers.extend([number])
 
     def __len__(self) -> int:
-        return self._length
+        return self._losses.length
 
     @property
     def rows(self) -> Array:
-        return self._rows[: self._length]
+        return self._rows.view
 
     @property
     def losses(self) -> Array:
-        return self._losses[: self._length]
+        return self._losses.view
 
     @property
     def numbers(self) -> NDArray[np.int64]:
-        return self._numbers[: self._length]
+        return self._numbers.view
+
+    def derived(self, function: Callable[[Array], NDArray[Any]]) -> NDArray[Any]:
+        """``function(rows)``, calculated once for each row, however often it is asked for.
+
+        Args: function: ``(n, columns)`` to ``(n, ...)``, each row by itself, such as `Space.to_unit`.
+        """
+        if function not in self._derived:
+            self._derived[function] = _Growing(function(self.rows[:0]))
+        known = self._derived[function]
+        if known.length < len(self):
+            known.extend(function(self.rows[known.length :]))
+        return known.view
+
+
+class _Growing:
+    """An array that takes more at its end in amortised constant time."""
+
+    def __init__(self, empty: NDArray[Any]) -> None:
+        self._array = empty
+        self.length = 0
+
+    def extend(self, more: NDArray[Any] | list[Any]) -> None:
+        end = self.length + len(more)
+        if end > len(self._array):
+            # Pages of the new array that nothing was written to yet take no memory.
+            larger = np.empty((max(end, 2 * self.length, 16), *self._array.shape[1:]), self._array.dtype)
+            larger[: self.length] = self.view
+            self._array = larger
+        self._array[self.length : end] = more
+        self.length = end
+
+    @property
+    def view(self) -> NDArray[Any]:
+        return self._array[: self.length]

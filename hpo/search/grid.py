@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -77,6 +78,13 @@ class Levels(Distribution):
     @property
     def kind(self) -> str:
         return "levels"
+
+    @property
+    def form(self) -> Hashable:
+        return self.numbers
+
+    def stacked(self, others: Sequence[Self]) -> Self:
+        return self  # all have these levels
 
     @property
     def cardinality(self) -> int:

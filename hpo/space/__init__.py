@@ -11,9 +11,19 @@ from typing import Any
 from hpo.space.difference import difference
 from hpo.space.distributions import Distribution
 from hpo.space.lint import Warning, lint
-from hpo.space.space import Column, Space
+from hpo.space.space import Axes, Column, Space
 
-__all__ = ["Column", "Distribution", "Space", "Warning", "compile_space", "difference", "lint", "read_point"]
+__all__ = [
+    "Axes",
+    "Column",
+    "Distribution",
+    "Space",
+    "Warning",
+    "compile_space",
+    "difference",
+    "lint",
+    "read_point",
+]
 
 
 def compile_space(expression: Any, fixed: Mapping[str, Any] | None = None) -> Space:

@@ -3,15 +3,20 @@
 A unit is the value's place in its prior: the CDF of the draw before it is rounded to a step of ``q``. So a
 uniform sample of the unit cube is a sample of the space, and the search sees every parameter on one scale.
 All functions take arrays of any shape; NaN (an inactive parameter) passes through.
+
+Distributions of one form are also stacked into one, whose parameters are arrays: NumPy then maps many
+columns in the time of one.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from itertools import zip_longest
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +66,18 @@ class Distribution(ABC):
         """Kind and arguments as JSON, for the fingerprint; `text` says it for people."""
 
     @property
+    @abstractmethod
+    def form(self) -> Hashable:
+        """What is the same in all distributions that can be stacked."""
+
+    @abstractmethod
+    def stacked(self, others: Sequence[Self]) -> Self:
+        """``others``, all of this form, as one: it maps arrays ``(..., others)``, each its own part.
+
+        Only its `to_unit`, `from_unit` and `bins` are of use.
+        """
+
+    @property
     def is_discrete(self) -> bool:
         """Whether single values have a probability."""
         return True
@@ -96,10 +113,21 @@ class _Number(Distribution):
     q: float | None = None
 
     _family = ""
+    _parameters: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def form(self) -> Hashable:
+        return self.kind
+
+    def stacked(self, others: Sequence[Self]) -> Self:
+        names = self._parameters if self.q is None else (*self._parameters, "q")
+        # Any: only here is a parameter an array.
+        arrays: dict[str, Any] = {name: np.array([getattr(o, name) for o in others]) for name in names}
+        return replace(self, **arrays)
 
     @property
     def kind(self) -> str:
-        return f"{'q' if self.q else ''}{'log' if self.is_log else ''}{self._family}"
+        return f"{'' if self.q is None else 'q'}{'log' if self.is_log else ''}{self._family}"
 
     @abstractmethod
     def _cdf(self, latent: Array) -> Array: ...
@@ -116,12 +144,13 @@ class _Number(Distribution):
         return self._unit(np.asarray(values, dtype=float))
 
     def from_unit(self, units: Array) -> Array:
-        latent = self._ppf(np.clip(units, 0.0, 1.0))
+        latent = self._ppf(_clipped(units))
         values = np.exp(latent) if self.is_log else latent
         if self.q is None:
             return values
         first, last = self._steps
-        return np.clip(np.round(values / self.q), first, last) * self.q + 0.0  # + 0.0: no negative zero
+        step = np.minimum(np.maximum(np.rint(values / self.q), first), last)
+        return step * self.q + 0.0  # + 0.0: no negative zero
 
     def bins(self, values: Array) -> tuple[Array, Array]:
         values = np.asarray(values, dtype=float)
@@ -129,10 +158,9 @@ class _Number(Distribution):
             units = self._unit(values)
             return units, units.copy()
         first, last = self._steps
-        step = np.round(values / self.q)
-        low = np.where(step <= first, 0.0, self._unit((step - 0.5) * self.q))
-        high = np.where(step >= last, 1.0, self._unit((step + 0.5) * self.q))
-        return np.where(np.isnan(step), np.nan, low), np.where(np.isnan(step), np.nan, high)
+        step = np.rint(values / self.q)
+        low, high = self._unit(np.stack([step - 0.5, step + 0.5]) * self.q)
+        return np.where(step <= first, 0.0, low), np.where(step >= last, 1.0, high)
 
     def complaint(self, value: float) -> str | None:
         if not math.isfinite(value):
@@ -167,11 +195,12 @@ class Uniform(_Number):
     high: float = 1.0
 
     _family = "uniform"
+    _parameters = ("low", "high")
 
     @property
     def bounds(self) -> tuple[float, float]:
         """The bounds of the value itself."""
-        return (math.exp(self.low), math.exp(self.high)) if self.is_log else (self.low, self.high)
+        return (np.exp(self.low), np.exp(self.high)) if self.is_log else (self.low, self.high)
 
     @property
     def cardinality(self) -> int | None:
@@ -191,7 +220,7 @@ class Uniform(_Number):
         return {"kind": self.kind, "low": _rounded(self.low), "high": _rounded(self.high), **step}
 
     def _cdf(self, latent: Array) -> Array:
-        return np.clip((latent - self.low) / (self.high - self.low), 0.0, 1.0)
+        return _clipped((latent - self.low) / (self.high - self.low))
 
     def _ppf(self, units: Array) -> Array:
         return self.low + units * (self.high - self.low)
@@ -201,8 +230,8 @@ class Uniform(_Number):
         # A multiple k has probability if (k - 1/2, k + 1/2) q overlaps the bounds.
         assert self.q is not None
         low, high = self.bounds
-        first = math.floor(low / self.q + 0.5 + _TOLERANCE)
-        return float(first), float(max(first, math.ceil(high / self.q - 0.5 - _TOLERANCE)))
+        first = np.floor(low / self.q + 0.5 + _TOLERANCE)
+        return first, np.maximum(first, np.ceil(high / self.q - 0.5 - _TOLERANCE))
 
     def _outside(self, value: float) -> str | None:
         low, high = self.bounds
@@ -222,6 +251,7 @@ class Normal(_Number):
     sigma: float = 1.0
 
     _family = "normal"
+    _parameters = ("mu", "sigma")
 
     def describe(self) -> dict[str, Any]:
         step = {} if self.q is None else {"q": _rounded(self.q)}
@@ -257,6 +287,15 @@ class Randint(Distribution):
         return "randint"
 
     @property
+    def form(self) -> Hashable:
+        return self.kind
+
+    def stacked(self, others: Sequence[Self]) -> Self:
+        low: Any = np.array([other.low for other in others])
+        high: Any = np.array([other.high for other in others])
+        return replace(self, low=low, high=high)
+
+    @property
     def is_unordered(self) -> bool:
         return self.cardinality <= _MOST_CATEGORIES
 
@@ -269,16 +308,15 @@ class Randint(Distribution):
         return np.full(self.cardinality, 1.0 / self.cardinality) if self.is_unordered else None
 
     def to_unit(self, values: Array) -> Array:
-        return np.clip((np.asarray(values, dtype=float) - self.low + 0.5) / self.cardinality, 0.0, 1.0)
+        return _clipped((np.asarray(values, dtype=float) - self.low + 0.5) / self.cardinality)
 
     def from_unit(self, units: Array) -> Array:
-        index = np.floor(np.clip(units, 0.0, 1.0) * self.cardinality)
+        index = np.floor(_clipped(units) * self.cardinality)
         return self.low + np.minimum(index, self.cardinality - 1)
 
     def bins(self, values: Array) -> tuple[Array, Array]:
         index = np.asarray(values, dtype=float) - self.low
-        low = np.clip(index / self.cardinality, 0.0, 1.0)
-        return low, np.clip((index + 1) / self.cardinality, 0.0, 1.0)
+        return _clipped(index / self.cardinality), _clipped((index + 1) / self.cardinality)
 
     def complaint(self, value: float) -> str | None:
         if value != math.floor(value):
@@ -303,6 +341,16 @@ class Categorical(Distribution):
         return "categorical"
 
     @property
+    def form(self) -> Hashable:
+        return self.kind
+
+    def stacked(self, others: Sequence[Self]) -> Self:
+        # Options first, as in the tuple; who has fewer than the others has some without probability.
+        options = zip_longest(*(other.weights for other in others), fillvalue=0.0)
+        weights: Any = tuple(np.array(each) for each in options)
+        return replace(self, weights=weights)
+
+    @property
     def is_unordered(self) -> bool:
         return True
 
@@ -312,14 +360,25 @@ class Categorical(Distribution):
 
     @cached_property
     def probabilities(self) -> Array:
-        return np.array(self.weights) / math.fsum(self.weights)
+        return np.array(self.weights) / np.sum(self.weights, axis=0)
 
     @cached_property
     def _edges(self) -> Array:
-        """``(options + 1,)``: where in the unit cube each option's bin begins; the last ends at 1."""
-        edges = np.concatenate([[0.0], np.cumsum(self.probabilities)])
-        edges[edges >= edges[-1]] = 1.0  # of equal ends only those of impossible last options
-        return edges
+        """``(options + 1, ...)``: where in the unit cube each option's bin begins; the last ends at 1."""
+        ends = np.cumsum(self.probabilities, axis=0)
+        edges = np.concatenate([np.zeros_like(ends[:1]), ends])
+        return np.where(edges >= edges[-1], 1.0, edges)  # of equal ends only those of impossible last options
+
+    @cached_property
+    def _bins(self) -> tuple[Array, Array]:
+        """``(options + 1, ...)`` each: where each option's bin begins and ends; the last is no option's."""
+        none = np.full_like(self._edges[:1], np.nan)
+        return np.concatenate([self._edges[:-1], none]), np.concatenate([self._edges[1:], none])
+
+    @cached_property
+    def _last(self) -> Array:
+        """The last option that has a probability."""
+        return np.max(np.where(self.probabilities.T > 0, np.arange(len(self.weights)), 0), axis=-1)
 
     def to_unit(self, values: Array) -> Array:
         low, high = self.bins(values)
@@ -327,16 +386,19 @@ class Categorical(Distribution):
 
     def from_unit(self, units: Array) -> Array:
         # Bins are half open: an option without probability holds no unit, and 1 belongs to the last one.
-        index = np.searchsorted(self._edges, np.clip(units, 0.0, 1.0), side="right") - 1
-        last = max(i for i, weight in enumerate(self.weights) if weight > 0)
-        return np.where(np.isnan(units), np.nan, np.minimum(index, last))
+        index = np.zeros(np.shape(units))
+        for edge in self._edges[1:]:
+            index += units >= edge
+        return np.where(np.isnan(units), np.nan, np.minimum(index, self._last))
 
     def bins(self, values: Array) -> tuple[Array, Array]:
-        values = np.asarray(values, dtype=float)
-        missing = np.isnan(values)
-        index = np.clip(np.where(missing, 0, values), 0, len(self.weights) - 1).astype(np.intp)
-        low, high = self._edges[index], self._edges[index + 1]
-        return np.where(missing, np.nan, low), np.where(missing, np.nan, high)
+        none = len(self.weights)
+        index = np.where(np.isnan(values), none, np.minimum(np.maximum(values, 0), none - 1)).astype(np.intp)
+        low, high = self._bins
+        if low.ndim == 1:
+            return low[index], high[index]
+        columns = np.arange(low.shape[1])
+        return low[index, columns], high[index, columns]
 
     def complaint(self, value: float) -> str | None:
         if value != math.floor(value) or not 0 <= value < len(self.weights):
@@ -348,6 +410,11 @@ class Categorical(Distribution):
 
     def describe(self) -> dict[str, Any]:
         return {"kind": self.kind, "probabilities": [_rounded(weight) for weight in self.weights]}
+
+
+def _clipped(units: Array) -> Array:
+    """The units in 0..1: as np.clip, which takes longer for a few."""
+    return np.minimum(np.maximum(units, 0.0), 1.0)
 
 
 def _rounded(value: float) -> float:

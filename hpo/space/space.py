@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -38,6 +38,18 @@ class Column:
     options: tuple[str, ...] | None = None
     conditions: Conditions = ()
     is_integer: bool = False
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What the columns of a space are: continuous, ordered but quantised, or unordered (choices).
+
+    Each is the indices of those columns.
+    """
+
+    continuous: NDArray[np.intp]
+    quantised: NDArray[np.intp]
+    unordered: NDArray[np.intp]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +93,15 @@ class Space:
             {c.label: c.conditions for c in self.columns}, dict(zip(self.labels, sizes, strict=True))
         )
 
+    @cached_property
+    def axes(self) -> Axes:
+        kinds = [
+            2 if column.distribution.is_unordered else int(column.distribution.is_discrete)
+            for column in self.columns
+        ]
+        continuous, quantised, unordered = (np.flatnonzero(np.equal(kinds, kind)) for kind in range(3))
+        return Axes(continuous, quantised, unordered)
+
     # --- arrays
 
     def sample(self, rng: np.random.Generator, n: int) -> Array:
@@ -92,16 +113,16 @@ class Space:
         rows = np.asarray(rows, dtype=float)
         result = np.ones(rows.shape, dtype=bool)
         holds: dict[tuple[int, int], NDArray[np.bool_]] = {}
-        for place, conditions in self._conditional:
+        for places, paths in self._conditional:
             any_path = np.zeros(rows.shape[:-1], dtype=bool)
-            for path in conditions:
+            for path in paths:
                 every = np.ones(rows.shape[:-1], dtype=bool)
                 for test in path:
                     if test not in holds:
                         holds[test] = rows[..., test[0]] == test[1]
                     every &= holds[test]
                 any_path |= every
-            result[..., place] = any_path
+            result[..., places] = any_path[..., np.newaxis]
         return result
 
     def mask(self, rows: Array) -> Array:
@@ -112,17 +133,25 @@ class Space:
         """Each column's `Distribution.to_unit`; shape ``(..., columns)``."""
         rows = np.asarray(rows, dtype=float)
         units = np.empty(rows.shape)
-        for place, column in enumerate(self.columns):
-            units[..., place] = column.distribution.to_unit(rows[..., place])
+        for places, stack in self._stacks:
+            units[..., places] = stack.to_unit(rows[..., places])
         return units
 
     def from_unit(self, units: Array) -> Array:
         """Each column's `Distribution.from_unit`; shape ``(..., columns)``. Nothing is masked."""
         units = np.asarray(units, dtype=float)
         rows = np.empty(units.shape)
-        for place, column in enumerate(self.columns):
-            rows[..., place] = column.distribution.from_unit(units[..., place])
+        for places, stack in self._stacks:
+            rows[..., places] = stack.from_unit(units[..., places])
         return rows
+
+    def bins(self, rows: Array) -> tuple[Array, Array]:
+        """Each column's `Distribution.bins`; two of shape ``(..., columns)``."""
+        rows = np.asarray(rows, dtype=float)
+        low, high = np.empty(rows.shape), np.empty(rows.shape)
+        for places, stack in self._stacks:
+            low[..., places], high[..., places] = stack.bins(rows[..., places])
+        return low, high
 
     # --- points
 
@@ -204,9 +233,22 @@ class Space:
         return tuple(isinstance(column.distribution, Categorical | Randint) for column in self.columns)
 
     @cached_property
-    def _conditional(self) -> list[tuple[int, list[list[tuple[int, int]]]]]:
+    def _stacks(self) -> list[tuple[list[int], Distribution]]:
+        """Columns of one form are calculated together."""
+        forms: dict[Hashable, list[int]] = {}
+        for place, column in enumerate(self.columns):
+            forms.setdefault(column.distribution.form, []).append(place)
+        every = [column.distribution for column in self.columns]
+        return [(places, every[places[0]].stacked([every[p] for p in places])) for places in forms.values()]
+
+    @cached_property
+    def _conditional(self) -> list[tuple[list[int], list[list[tuple[int, int]]]]]:
+        """Columns of the same conditions are active together."""
+        together: dict[Conditions, list[int]] = {}
+        for place, column in enumerate(self.columns):
+            if column.conditions:
+                together.setdefault(column.conditions, []).append(place)
         return [
-            (place, [[(self._places[label], value) for label, value in path] for path in column.conditions])
-            for place, column in enumerate(self.columns)
-            if column.conditions
+            (places, [[(self._places[label], value) for label, value in path] for path in conditions])
+            for conditions, places in together.items()
         ]

@@ -29,6 +29,23 @@ def test_a_history_grows_and_keeps_its_rows() -> None:
     np.testing.assert_allclose(history.losses, np.arange(100) / 10)
 
 
+def test_what_is_derived_from_a_history_is_calculated_once_a_row() -> None:
+    history = History(columns=2)
+    calls = []
+
+    def double(rows: np.ndarray) -> np.ndarray:
+        calls.append(len(rows))
+        return 2 * rows[:, 0]
+
+    for number in range(40):
+        history.append(number, np.array([number, 0.0]), 0.0)
+        if number % 10 == 9:
+            np.testing.assert_array_equal(history.derived(double), 2.0 * np.arange(number + 1))
+            history.derived(double)
+
+    assert [n for n in calls if n] == [10, 10, 10, 10]
+
+
 @pytest.mark.parametrize("loss", [None, math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_none_counts_as_the_worst(loss: float | None) -> None:
     history = History(columns=1)

@@ -116,6 +116,29 @@ def test_a_drawn_value_comes_back_from_its_unit(name):
     np.testing.assert_allclose(back, values, rtol=1e-9, atol=1e-12)
 
 
+def test_distributions_that_are_stacked_map_as_each_does_alone():
+    every = [
+        *EVERY.values(),
+        Uniform(low=0.0, high=9.0, q=0.25),
+        Normal(mu=1.0, sigma=0.1),
+        Randint(0, 3),
+        Categorical((0.0, 0.5, 0.5)),
+    ]
+    for form in {distribution.form for distribution in every}:
+        alike = [distribution for distribution in every if distribution.form == form]
+        stack = alike[0].stacked(alike)
+        units = np.random.default_rng(0).random((100, len(alike)))
+        units[:3] = np.array([[0.0], [1.0], [np.nan]])
+
+        values = stack.from_unit(units)
+        back, (low, high) = stack.to_unit(values), stack.bins(values)
+
+        for j, alone in enumerate(alike):
+            np.testing.assert_array_equal(values[:, j], alone.from_unit(units[:, j]))
+            np.testing.assert_array_equal(back[:, j], alone.to_unit(values[:, j]))
+            np.testing.assert_array_equal([low[:, j], high[:, j]], alone.bins(values[:, j]))
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_nan_is_inactive_and_passes_through(name):
     distribution = EVERY[name]

@@ -75,7 +75,16 @@ def test_duplicates_are_new_where_they_are_allowed():
     assert Seen(np.array(rows), duplicates=True).is_new(np.array(rows)).tolist() == [True, True]
 
 
-@pytest.mark.parametrize("name", ["auto", "tpe", "random", "quasirandom"])
+@pytest.mark.parametrize("name", ["gp", "tpe", "random", "quasirandom"])
 def test_noise_allows_duplicates(name):
     assert algorithm(name, is_noisy=True).duplicates
     assert not algorithm(name).duplicates
+
+
+def test_noise_allows_duplicates_to_whatever_auto_chooses():
+    noisy, auto = algorithm("auto", is_noisy=True), algorithm("auto")
+
+    assert noisy.gp.duplicates
+    assert noisy.tpe.duplicates
+    assert not auto.gp.duplicates
+    assert not auto.tpe.duplicates

@@ -174,6 +174,19 @@ def test_negative_zero_is_zero_to_what_was_seen():
     assert seen.is_new(np.array([[0.0, np.nan], [0.0, 0.0]])).tolist() == [False, True]
 
 
+def test_what_was_seen_is_the_history_as_it_grows_and_what_is_pending():
+    history = History(2)
+    points = np.array([[i, j] for i in range(30) for j in (0.1, 0.2, np.nan)])
+
+    for number, row in enumerate(points[:60]):
+        history.append(number, row, 0.0)
+        seen = Seen.of(history, points[80:])
+
+        assert seen.is_new(points[:80]).tolist() == [i > number for i in range(80)]
+        assert not seen.is_new(points[80:]).any()
+        assert len(seen) == number + 11
+
+
 def test_a_space_that_is_fixed_whole_gives_empty_points():
     space = compile_space({"a": hp.uniform("a", 0, 1)}, fixed={"a": 0.5})
     history = history_of(space, np.empty((12, 0)), range(12))

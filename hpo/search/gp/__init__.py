@@ -77,7 +77,7 @@ class GP:
 
     def _known(self, space: Space, history: History, pending: Array) -> _Known:
         features = Features.of(space)
-        units = space.to_unit(history.rows)
+        units = history.derived(space.to_unit)
         vectors = features.embed(history.rows, units)
         losses = self._standardised(vectors, history.losses)
         hyperparameters = self._hyperparameters(features, vectors, history)

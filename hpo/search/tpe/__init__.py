@@ -11,7 +11,7 @@ from hpo.core.history import Array, History
 from hpo.search.random import draw as draw_random
 from hpo.search.seen import Seen, unseen
 from hpo.search.tpe import candidates
-from hpo.search.tpe.density import Axes, Cells, Kernels
+from hpo.search.tpe.density import Cells, Kernels
 from hpo.search.tpe.split import split
 
 if TYPE_CHECKING:
@@ -62,26 +62,27 @@ class TPE:
                 seen.add(proposals[i])
             return proposals
 
-        axes = Axes.of(space)
+        units = history.derived(space.to_unit)
         first, rest = split(history.losses, history.numbers, self.good_share, self.good_limit)
-        good = self._kernels(space, axes, space.to_unit(history.rows[first]))
-        bad = space.to_unit(np.concatenate([history.rows[rest], pending]))
+        good = self._kernels(space, units[first])
+        bad = np.concatenate([units[rest], space.to_unit(pending)])
         for i in range(k):
             rows = self._new_candidates(space, good, seen, rng)
             cells = Cells.of(space, rows)
-            ratio = good.log_density(cells) - self._kernels(space, axes, bad).log_density(cells)
+            ratio = good.log_density(cells) - self._kernels(space, bad).log_density(cells)
             proposals[i] = rows[ratio.argmax()]
             seen.add(proposals[i])
             bad = np.concatenate([bad, space.to_unit(proposals[i : i + 1])])
         return proposals
 
-    def _kernels(self, space: Space, axes: Axes, units: Array) -> Kernels:
+    def _kernels(self, space: Space, units: Array) -> Kernels:
         """The bandwidth shrinks as Scott's rule does, with d the columns that a trial has on average."""
         is_nested = any(column.conditions for column in space.columns)
         widest = self.nested_bandwidth if is_nested else self.bandwidth
         n = max(len(units), 1)
         d = np.isfinite(units).sum() / n
-        return Kernels(axes, units, max(widest * n ** (-1 / (d + 4)), self.least_bandwidth), self.prior_share)
+        bandwidth = max(widest * n ** (-1 / (d + 4)), self.least_bandwidth)
+        return Kernels(space.axes, units, bandwidth, self.prior_share)
 
     def _new_candidates(self, space: Space, good: Kernels, seen: Seen, rng: np.random.Generator) -> Array:
         """Points of one branch that no trial has, as long as there are some."""

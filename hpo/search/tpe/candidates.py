@@ -48,9 +48,13 @@ def _donors(has: NDArray[np.bool_], n: int, rng: np.random.Generator) -> NDArray
         return donors
     ranking = rng.random((n, trials))
     from_prior = rng.random(n) * (trials + 1) < 1
+    # Columns that the same trials have are given by the same one.
+    together: dict[bytes, list[int]] = {}
     for j in range(columns):
-        have = np.flatnonzero(has[:, j])
+        together.setdefault(has[:, j].tobytes(), []).append(j)
+    for places in together.values():
+        have = np.flatnonzero(has[:, places[0]])
         if len(have):
-            donors[:, j] = have[ranking[:, have].argmax(axis=1)]
+            donors[:, places] = have[ranking[:, have].argmax(axis=1), np.newaxis]
     donors[from_prior] = -1
     return donors

@@ -8,8 +8,7 @@ and a kernel that says nothing about a column (its trial lacks it) says 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,58 +18,48 @@ from scipy.special import ndtr, ndtri
 from hpo.core.history import Array
 
 if TYPE_CHECKING:
-    from hpo.space import Space
+    from hpo.space import Axes, Space
 
-BLOCK = 512
+BLOCK = 256
 """Kernels evaluated at once: 128 candidates times this many doubles stay in the processor's cache."""
 
 TINY = float(np.finfo(float).tiny)
+
+NARROW = 0.25
+"""Half the width of a bin, in bandwidths, up to which a series gives its mass: such bins may be many."""
+
+LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 EDGE = 2.0**-53
 """Draws keep this far from 0 and 1, where a normal column is infinite."""
 
 
 @dataclass(frozen=True)
-class Axes:
-    """What the columns of a space are: continuous, ordered but quantised, or unordered (choices).
-
-    Each is the indices of those columns.
-    """
-
-    continuous: NDArray[np.intp]
-    quantised: NDArray[np.intp]
-    unordered: NDArray[np.intp]
-
-    @classmethod
-    def of(cls, space: Space) -> Axes:
-        kinds = [
-            2 if column.distribution.is_unordered else int(column.distribution.is_discrete)
-            for column in space.columns
-        ]
-        continuous, quantised, unordered = (np.flatnonzero(np.equal(kinds, kind)) for kind in range(3))
-        return cls(continuous, quantised, unordered)
-
-
-@dataclass(frozen=True)
 class Cells:
     """Points as parts of the unit cube.
 
-    ``unit``, ``low``, ``high``: ``(points, columns)``: the point itself and the edges of the bin that
-    gives the same value, equal in continuous columns; NaN where a column is inactive.
+    ``low``, ``high``: ``(points, columns)``: the edges of the bin that gives the point's value, equal in
+    continuous columns; NaN where a column is inactive.
     """
 
-    unit: Array
     low: Array
     high: Array
+    _distinct: dict[int, tuple[NDArray[np.intp], NDArray[np.intp]]] = field(default_factory=dict, init=False)
 
     @classmethod
     def of(cls, space: Space, rows: Array) -> Cells:
-        unit = space.to_unit(rows)
-        low, high = unit.copy(), unit.copy()
-        for j, column in enumerate(space.columns):
-            if column.distribution.is_discrete:
-                low[:, j], high[:, j] = column.distribution.bins(rows[:, j])
-        return cls(unit, low, high)
+        return cls(*space.bins(rows))
+
+    def used(self, columns: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Those of the columns that any of the points has: elsewhere every density is 1."""
+        return columns[~np.isnan(self.low[:, columns]).all(axis=0)]
+
+    def distinct(self, column: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Points with a different bin each, and of every point, which of them has its bin."""
+        if column not in self._distinct:
+            _, first, point = np.unique(self.low[:, column], return_index=True, return_inverse=True)
+            self._distinct[column] = first, point
+        return self._distinct[column]
 
 
 @dataclass(frozen=True)
@@ -91,11 +80,12 @@ class Kernels:
 
     def log_density(self, cells: Cells) -> Array:
         """``(points,)``: log of the mean of the kernels' densities, relative to the prior; never -inf."""
-        left, right = self._gaussians(cells)
-        tables = [self._table(cells, j, self._gaussian_mass) for j in self.axes.quantised]
-        tables += [self._table(cells, j, self._option_mass) for j in self.axes.unordered]
+        factors = [*self._gaussians(cells), *self._options(cells)]
+        left = np.hstack([of_points for of_points, _ in factors])
+        right = np.hstack([of_kernels for _, of_kernels in factors]).T
+        tables = [self._table(cells, j) for j in cells.used(self.axes.quantised)]
         # The prior's kernel: density 1 everywhere.
-        log_sum = np.zeros(len(cells.unit))
+        log_sum = np.zeros(len(cells.low))
         for start in range(0, len(self.centres), BLOCK):
             block = slice(start, start + BLOCK)
             log_kernels = left @ right[:, block]
@@ -113,49 +103,73 @@ class Kernels:
         uniform = rng.random(choice.shape)
         # The last row stands in for the prior, whose index is -1; it keeps the arithmetic free of NaN.
         centres = np.vstack([self.centres, np.full(choice.shape[1], 0.5)])
-        centre = centres[choice, np.arange(choice.shape[1])]
-        below = ndtr(-centre / self.bandwidth)
-        above = ndtr((1 - centre) / self.bandwidth)
-        drawn = centre + self.bandwidth * ndtri(below + uniform * (above - below))
+        below = ndtr(-centres / self.bandwidth)
+        inside = ndtr((1 - centres) / self.bandwidth) - below
+        at = choice, np.arange(choice.shape[1])
+        centre = centres[at]
+        drawn = centre + self.bandwidth * ndtri(below[at] + uniform * inside[at])
         # Choices: a part of the same uniform number decides, the rest of it is the draw from the prior.
         own = uniform[:, self.axes.unordered] >= self.prior_share
         rest = uniform[:, self.axes.unordered] / self.prior_share
         drawn[:, self.axes.unordered] = np.where(own, centre[:, self.axes.unordered], rest)
         return np.clip(np.where(choice < 0, uniform, drawn), EDGE, 1 - EDGE)
 
-    def _gaussians(self, cells: Cells) -> tuple[Array, Array]:
-        """Log density of the kernels in all continuous columns, as the factors of a matrix product.
+    # Log densities of kernels at points as factors of matrix products: ``(points, f)`` and ``(kernels, f)``.
 
-        Returns ``(points, 3 c)`` and ``(3 c, kernels)``: with x a point and m a centre,
-        -(x - m)^2 / 2 h^2 - log(h sqrt(2 pi) Z) is linear in (x^2, x, 1), where both have the column.
+    def _gaussians(self, cells: Cells) -> list[tuple[Array, Array]]:
+        """All continuous columns.
+
+        With x a point and m a centre, -(x - m)^2 / 2 h^2 - log(h sqrt(2 pi) Z) is linear in (x^2, x, 1),
+        where both have the column.
         """
-        h = self.bandwidth
-        x, m = cells.unit[:, self.axes.continuous], self.centres[:, self.axes.continuous]
+        h, columns = self.bandwidth, cells.used(self.axes.continuous)
+        x, m = cells.low[:, columns], self.centres[:, columns]
         point_has, kernel_has = ~np.isnan(x), ~np.isnan(m)
         x, m = np.where(point_has, x, 0.0), np.where(kernel_has, m, 0.0)
-        log_norm = np.log(h * math.sqrt(2 * math.pi) * (ndtr((1 - m) / h) - ndtr(-m / h)))
-        left = np.hstack([x**2, x, point_has])
-        right = np.hstack([kernel_has / (-2 * h**2), m / h**2, kernel_has * (m**2 / (-2 * h**2) - log_norm)])
-        return left, right.T
+        log_norm = np.log(h * self._inside(m)) + LOG_SQRT_2PI
+        return [
+            (x**2, kernel_has / (-2 * h**2)),
+            (x, m / h**2),
+            (point_has, kernel_has * (m**2 / (-2 * h**2) - log_norm)),
+        ]
 
-    def _gaussian_mass(self, low: Array, high: Array, centre: Array) -> Array:
-        """What a truncated Gaussian gives a bin."""
+    def _options(self, cells: Cells) -> list[tuple[Array, Array]]:
+        """All unordered columns: w for any option, and for the trial's own 1 - w of all its mass besides.
+
+        So that is log w, where both have the column, and the rest for every option among the points.
+        """
+        columns = cells.used(self.axes.unordered)
+        if not len(columns):
+            return []
+        w, missing = self.prior_share, np.isnan(self.centres[:, columns])
+        factors = [(~np.isnan(cells.low[:, columns]), np.where(missing, 0.0, math.log(w)))]
+        firsts = [cells.distinct(j)[0] for j in columns]
+        first, columns = np.concatenate(firsts), np.repeat(columns, [len(each) for each in firsts])
+        low, high = cells.low[first, columns], cells.high[first, columns]
+        own = np.log1p((1 - w) / (w * np.maximum(high - low, TINY)))
+        centre = self.centres[:, columns]
+        factors.append((np.where(cells.low[:, columns] == low, own, 0.0), (low < centre) & (centre < high)))
+        return factors
+
+    def _inside(self, centre: Array) -> Array:
+        """The part of a Gaussian that truncation leaves."""
+        return ndtr((1 - centre) / self.bandwidth) - ndtr(-centre / self.bandwidth)
+
+    def _table(self, cells: Cells, j: int) -> _Table:
+        """The log densities of one quantised column: a bin's mass relative to what the prior gives it."""
         h = self.bandwidth
-        return _mass((low - centre) / h, (high - centre) / h) / _mass(-centre / h, (1 - centre) / h)
-
-    def _option_mass(self, low: Array, high: Array, centre: Array) -> Array:
-        """What a trial's option gives an option: its own, whose bin its centre is in, or another."""
-        is_own = (low < centre) & (centre < high)
-        return self.prior_share * (high - low) + (1 - self.prior_share) * is_own
-
-    def _table(self, cells: Cells, j: int, mass: Callable[[Array, Array, Array], Array]) -> _Table:
-        """The log densities of one discrete column: a bin's mass relative to what the prior gives it."""
-        _, first, point = np.unique(cells.unit[:, j], return_index=True, return_inverse=True)
-        centre, kernel = np.unique(self.centres[:, j], return_inverse=True)
+        first, point = cells.distinct(j)
         low, high = cells.low[first, j, np.newaxis], cells.high[first, j, np.newaxis]
-        log = np.log(np.maximum(mass(low, high, centre), TINY) / np.maximum(high - low, TINY))
+        centre, kernel = np.unique(self.centres[:, j], return_inverse=True)
+        log = np.empty((len(first), len(centre)))
+        z, w = ((high + low) / 2 - centre) / h, (high - low) / (2 * h)
+        is_narrow = w[:, 0] < NARROW
+        for bins, log_mean in ((is_narrow, _log_mean_of_narrow), (~is_narrow, _log_mean_of_wide)):
+            if bins.any():
+                log[bins] = log_mean(z[bins], w[bins])
+        log -= np.log(h * self._inside(centre))
         # Where point or kernel lack the column the density is the prior's, 1.
-        return _Table(np.where(np.isnan(low) | np.isnan(centre), 0.0, log), point, kernel)
+        return _Table(np.where(np.isnan(log), 0.0, log), point, kernel)
 
 
 @dataclass(frozen=True)
@@ -174,12 +188,30 @@ class _Table:
         return self.log.take(self.kernel[block], axis=1).take(self.point, axis=0)
 
 
-def _mass(low: Array, high: Array) -> Array:
-    """The standard Gaussian's mass between two numbers, precise in both tails."""
-    # In the upper tail the difference of two numbers near 1 has no digits left: mirror it.
-    upper = low > 0
-    mass: Array = ndtr(np.where(upper, -low, high)) - ndtr(np.where(upper, -high, low))
-    return mass
+def _log_mean_of_wide(z: Array, w: Array) -> Array:
+    """Log of the standard Gaussian's mean density over z - w .. z + w, precise in both tails."""
+    # Left of 0: in the other tail the difference of two numbers near 1 has no digits left.
+    z = -np.abs(z)
+    log_mean: Array = np.log(np.maximum(ndtr(z + w) - ndtr(z - w), TINY) / (2 * w))
+    return log_mean
+
+
+def _log_mean_of_narrow(z: Array, w: Array) -> Array:
+    """The same by Taylor's series, in a tenth of the time.
+
+    The mean is phi(z) times the sum of w^2k He_2k(z) / (2k + 1)!, where He are the Hermite polynomials 1,
+    z^2 - 1, z^4 - 6 z^2 + 3 and z^6 - 15 z^4 + 45 z^2 - 15. Four terms leave out less than 1e-8 of phi(0).
+    """
+    s, a, b, c = z**2, w**2 / 6, w**4 / 120, w**6 / 5040
+    series = np.broadcast_to(c, s.shape).copy()
+    for coefficient in (b - 15 * c, a - 6 * b + 45 * c, 1 - a + 3 * b - 15 * c):
+        series *= s
+        series += coefficient
+    log_mean: Array = np.log(series, out=series)
+    s /= 2
+    log_mean -= s
+    log_mean -= LOG_SQRT_2PI
+    return log_mean
 
 
 def _log_sum_exp(terms: Array) -> Array:
