@@ -61,8 +61,8 @@ def test_what_pruning_saved_is_shown(project, hpo):
 
     assert "pruned 2 of 9 trials" in study
     assert "pruned 2 of 9 trials" in result.stderr
-    assert "after epoch 1, with a chance of " in trial
-    assert document["epoch"] == 1
+    assert "after epoch 2, with a chance of " in trial
+    assert document["epoch"] == 2
     assert 0 < document["chance"] < 0.2
     assert document["saved_epochs"] >= 0
 

@@ -80,7 +80,7 @@ class Auto:
     """
 
     starts: int = 5
-    warm_up: float = 0.04
+    warm_up: float = 0.25
     least_chance: float = 0.05
     factor: float = 1.3
 
