@@ -25,11 +25,11 @@ from hpo import warm
 from hpo.core.errors import NoSuchStudy, StoreError, StudyBusy, StudyChanged, UsageError
 from hpo.core.files import snapshot_name
 from hpo.core.history import History
-from hpo.core.study import Driver, Identity
+from hpo.core.study import AUTO_NOTE, PRUNER_NOTE, Driver, Identity
 from hpo.executors import WorkerSettings
 from hpo.loading import EntryPoint, Task, load, loaded_below, locate
 from hpo.points import Points, read_points
-from hpo.search import UNTAUGHT, Algorithm, algorithm
+from hpo.search import UNTAUGHT, Algorithm, Auto, algorithm
 from hpo.search.pruning import pruner
 from hpo.space import difference, lint
 from hpo.stores import Catalog, Store, connect
@@ -118,6 +118,8 @@ def driving(request: Request) -> Iterator[Driven]:
             )  # of workers that died with their driver
             store.recall()
             search = algorithm(identity.algorithm, identity.seed, is_noisy=identity.is_noisy)
+            if isinstance(search, Auto):
+                store.note(AUTO_NOTE, search.explain(len(task.space.columns)))
             taken = _taken(store, identity, task, catalog.url)
             rule, rule_warnings = _keep_pruner(store, request.pruner)
             code, code_warnings = _keep_code(store, entry, work_folder)
@@ -286,12 +288,12 @@ def _is_alive(driver: Driver) -> bool:
 def _keep_pruner(store: Store, asked: str | None) -> tuple[str, list[str]]:
     """The pruner's name: what is asked for, else the study's own; and what to say of it. It is no part of the
     identity: what has ended stays true under another rule."""
-    kept = store.record().notes.get("pruner")
+    kept = store.record().notes.get(PRUNER_NOTE)
     name = asked or kept or "auto"
     pruner(name)
     if name == kept:
         return name, []
-    store.note("pruner", name)
+    store.note(PRUNER_NOTE, name)
     return name, [] if kept is None else [f"the pruner is {name} from now on; it was {kept}"]
 
 

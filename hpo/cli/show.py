@@ -17,6 +17,7 @@ from hpo.core.errors import UsageError
 from hpo.core.plain import flat, printable
 from hpo.core.pruning import full_epochs, has_won, saving, summary
 from hpo.core.repeats import Mean
+from hpo.core.study import AUTO_NOTE, PRUNER_NOTE, StudyRecord
 from hpo.core.trial import Report, State, Trial
 from hpo.stores import Catalog, Store, best_of, connect, means_of
 
@@ -84,7 +85,8 @@ def _show_studies(catalog: Catalog, as_json: bool) -> None:
 
 
 def _show_trials(store: Store, sort: str, limit: int | None, as_json: bool) -> None:
-    repeats = store.record().identity.repeats
+    record = store.record()
+    repeats = record.identity.repeats
     means = _means(store, repeats)
     trials = _sorted(list(store.trials()), sort, means)
     if as_json:
@@ -118,6 +120,16 @@ def _show_trials(store: Store, sort: str, limit: int | None, as_json: bool) -> N
         click.echo(f"{len(trials) - len(shown)} more: --all, or --limit N")
     if (pruning := summary(trials)) is not None:
         click.echo(pruning)
+    click.echo(_search(record))
+
+
+def _search(record: StudyRecord) -> str:
+    """How the trials were chosen, in a line."""
+    identity, notes = record.identity, record.notes
+    picked = f" ({notes[AUTO_NOTE]})" if AUTO_NOTE in notes else ""
+    return (
+        f"search: {identity.algorithm}{picked}, pruner {notes.get(PRUNER_NOTE, 'none')}, seed {identity.seed}"
+    )
 
 
 def _means(store: Store, repeats: int) -> dict[int, Mean]:

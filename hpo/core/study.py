@@ -39,6 +39,11 @@ class Driver:
     token: str
 
 
+# Names of notes that more than one part of hpo knows.
+PRUNER_NOTE = "pruner"
+AUTO_NOTE = "auto"  # what --algo auto picks, and why
+
+
 @dataclass(frozen=True, slots=True)
 class StudyRecord:
     """One study as the store keeps it. ``counts``: trials by state. ``notes``: small JSON values by name."""

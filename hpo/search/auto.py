@@ -36,10 +36,8 @@ class Auto:
         is_small = len(space.columns) <= self.most_columns and len(history) + len(pending) < self.most_trials
         return (self.gp if is_small else self.tpe).propose(space, history, pending, rng, k)
 
-    def explain(self, columns: int, trials: int) -> str:
-        """Which algorithm it is in a space of so many columns after so many trials, and why."""
+    def explain(self, columns: int) -> str:
+        """Which algorithm it is in a space of so many columns, and why."""
         if columns > self.most_columns:
-            return f"tpe: {columns} parameters are many for a Gaussian process (up to {self.most_columns})"
-        if trials < self.most_trials:
-            return f"gp: it needs the fewest trials; tpe from trial {self.most_trials} on, where gp is slow"
-        return f"tpe: from trial {self.most_trials} on a Gaussian process is slow; gp before"
+            return f"tpe, as {columns} parameters are many for a Gaussian process"
+        return f"gp up to trial {self.most_trials}, as it needs the fewest trials; then tpe, as gp gets slow"

@@ -278,8 +278,11 @@ def test_auto_leaves_the_gaussian_process_where_there_are_many_trials_or_columns
     proposals = auto.propose(space, history, np.zeros((pending, columns)), np.random.default_rng(0), 2)
 
     assert (proposals == chosen).all()
-    expected = "gp" if chosen == 1.0 else "tpe"
-    assert auto.explain(columns, ended + pending).startswith(f"{expected}: ")
+
+
+def test_auto_says_what_it_picks_and_why():
+    assert Auto().explain(7).startswith("gp up to trial 300, as ")
+    assert Auto().explain(101).startswith("tpe, as 101 parameters ")
 
 
 @pytest.mark.parametrize("name", ["grid:", "grid:0", "grid:x", "grid:-1", "grid:1001"])
