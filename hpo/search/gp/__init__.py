@@ -33,7 +33,8 @@ class GP:
     After ``starts`` draws from the prior, a model of the losses (`hpo.search.gp.model`) over the embedded
     rows (`hpo.search.gp.features`) proposes the row of the highest log expected improvement on the best mean
     at a trial, so that luck in noise is not to be beaten. Waiting and running trials are taken to end as the
-    model expects (Ginsbourger et al. 2010, the kriging believer): proposals keep apart.
+    model expects, no better than the best (between Ginsbourger et al.'s 2010 kriging believer and their
+    constant liar): proposals keep apart.
 
     Every ``explore``-th proposal lies ``apart`` from all trials: a model that is wrong finds what it knows
     best the most promising, and would stay there for ever.
@@ -115,7 +116,7 @@ GOOD = 10
 class _Known:
     """What a proposal is made from.
 
-    ``best``: the lowest mean at a trial, ended or believed; ``good``: ``(trials, columns)``, the best ones in
+    ``best``: the lowest mean at a trial that ended; ``good``: ``(trials, columns)``, the best ones in
     the unit cube.
     """
 
@@ -143,10 +144,11 @@ class _Known:
         return maximise(self.features.space, score, self.good, wide, rounds, seen, rng)
 
     def believing(self, rows: Array) -> _Known:
-        """As if these rows had ended with the loss that is expected of them."""
+        """As if these rows had ended with the loss that is expected of them, but none better than the best:
+        where an improvement is being waited for, none is left to be made."""
         more = self.features.embed(rows, self.features.space.to_unit(rows))
         vectors = np.vstack([self.vectors, more])
-        expected = self.posterior.predict(more)[0]
-        losses, best = np.append(self.losses, expected), min(self.best, float(expected.min()))
+        expected = np.maximum(self.posterior.predict(more)[0], self.best)
+        losses = np.append(self.losses, expected)
         posterior = condition(vectors, self.features.owner, losses, self.hyperparameters)
-        return replace(self, vectors=vectors, losses=losses, posterior=posterior, best=best)
+        return replace(self, vectors=vectors, losses=losses, posterior=posterior)
