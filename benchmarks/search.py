@@ -46,7 +46,14 @@ VARIANTS: dict[str, dict[str, tuple[Any, ...]]] = {
         "prior_share": (0.1, 0.5),
     },
     "gp": {
-        "starts": (5, 20),
+        "starts": (3, 10),
+        "wide": (100, 2000),
+        "rounds": (0, 10),
+        "clip": (1.0, 4.0),
+        "width": (0.05, 0.2),
+        "refit": (1.0, 1.5),
+        "explore": (2, 10**9),  # the last: never
+        "apart": (0.1, 0.6),
     },
 }
 """For --ablate: by algorithm and field of its dataclass, what to try beside the default."""

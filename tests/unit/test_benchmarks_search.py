@@ -274,7 +274,7 @@ def test_a_field_or_an_algorithm_that_is_not_there_is_an_error(name):
         suggestion.searcher(name, problem("network").space, seed=0)
 
 
-def test_every_variant_of_the_ablation_is_a_field_of_tpe():
+def test_every_variant_of_the_ablation_is_a_field_of_its_algorithm():
     for field, values in search.VARIANTS["tpe"].items():
         for value in values:
             study = suggestion.searcher(f"hpo-tpe:{field}={value!r}", problem("network").space, seed=0)
