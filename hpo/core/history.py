@@ -56,8 +56,8 @@ class History:
         if function not in self._derived:
             self._derived[function] = _Growing(function(self.rows[:0]))
         known = self._derived[function]
-        if known.length < len(self):
-            known.extend(function(self.rows[known.length :]))
+        while known.length < len(self):  # in parts: a resumed study of thousands needs no arrays of thousands
+            known.extend(function(self.rows[known.length : known.length + 1000]))
         return known.view
 
 
