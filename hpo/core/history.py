@@ -56,8 +56,9 @@ class History:
         if function not in self._derived:
             self._derived[function] = _Growing(function(self.rows[:0]))
         known = self._derived[function]
-        if known.length < len(self):
-            known.extend(function(self.rows[known.length :]))
+        known.reserve(self._losses.capacity)
+        while known.length < len(self):  # in parts: a resumed study of thousands needs no arrays of thousands
+            known.extend(function(self.rows[known.length : known.length + 1000]))
         return known.view
 
 
@@ -70,13 +71,21 @@ class _Growing:
 
     def extend(self, more: NDArray[Any] | list[Any]) -> None:
         end = self.length + len(more)
-        if end > len(self._array):
-            # Pages of the new array that nothing was written to yet take no memory.
-            larger = np.empty((max(end, 2 * self.length, 16), *self._array.shape[1:]), self._array.dtype)
-            larger[: self.length] = self.view
-            self._array = larger
+        if end > self.capacity:
+            self.reserve(max(end, 2 * self.length, 16))
         self._array[self.length : end] = more
         self.length = end
+
+    def reserve(self, capacity: int) -> None:
+        """Room for as many; it takes no memory before something is written there."""
+        if capacity > self.capacity:
+            larger = np.empty((capacity, *self._array.shape[1:]), self._array.dtype)
+            larger[: self.length] = self.view
+            self._array = larger
+
+    @property
+    def capacity(self) -> int:
+        return len(self._array)
 
     @property
     def view(self) -> NDArray[Any]:

@@ -11,7 +11,9 @@ import json
 import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
+from itertools import chain
+from operator import and_, or_
 from typing import Any
 
 import numpy as np
@@ -114,14 +116,10 @@ class Space:
         result = np.ones(rows.shape, dtype=bool)
         holds: dict[tuple[int, int], NDArray[np.bool_]] = {}
         for places, paths in self._conditional:
-            any_path = np.zeros(rows.shape[:-1], dtype=bool)
-            for path in paths:
-                every = np.ones(rows.shape[:-1], dtype=bool)
-                for test in path:
-                    if test not in holds:
-                        holds[test] = rows[..., test[0]] == test[1]
-                    every &= holds[test]
-                any_path |= every
+            for place, value in chain.from_iterable(paths):
+                if (place, value) not in holds:
+                    holds[place, value] = rows[..., place] == value
+            any_path = reduce(or_, (reduce(and_, (holds[test] for test in path)) for path in paths))
             result[..., places] = any_path[..., np.newaxis]
         return result
 

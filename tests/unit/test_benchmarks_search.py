@@ -11,7 +11,7 @@ import pytest
 from hyperopt import hp
 
 from hpo.core.errors import UsageError
-from hpo.search import TPE, Random
+from hpo.search import GP, TPE, Random
 from hpo.space import compile_space
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -274,13 +274,14 @@ def test_a_field_or_an_algorithm_that_is_not_there_is_an_error(name):
         suggestion.searcher(name, problem("network").space, seed=0)
 
 
-def test_every_variant_of_the_ablation_is_a_field_of_its_algorithm():
-    for field, values in search.VARIANTS["tpe"].items():
+@pytest.mark.parametrize(("name", "default"), [("tpe", TPE()), ("gp", GP())])
+def test_every_variant_of_the_ablation_is_a_field_of_its_algorithm(name, default):
+    for field, values in search.VARIANTS[name].items():
         for value in values:
-            study = suggestion.searcher(f"hpo-tpe:{field}={value!r}", problem("network").space, seed=0)
+            study = suggestion.searcher(f"hpo-{name}:{field}={value!r}", problem("network").space, seed=0)
 
             assert getattr(study.algorithm, field) == value
-            assert study.algorithm != TPE()
+            assert study.algorithm != default
 
 
 def test_peers_searches_are_kept_for_the_next_time(tmp_path):

@@ -53,6 +53,9 @@ def slow_log_density(kernels, cells):
     return np.array(result)
 
 
+AXES = Axes(np.array([0, 1]), np.array([2]), np.array([3]))
+
+
 def random_cells(rng, n):
     """Columns: continuous, continuous, five bins, three options; a third of the entries missing."""
     unit = rng.random((n, 4))
@@ -60,10 +63,7 @@ def random_cells(rng, n):
     unit[:, 3] = (np.floor(unit[:, 3] * 3) + 0.5) / 3
     unit[rng.random((n, 4)) < 1 / 3] = np.nan
     half = np.array([0, 0, 1 / 10, 1 / 6])
-    return unit, Cells(unit - half, unit + half)
-
-
-AXES = Axes(np.array([0, 1]), np.array([2]), np.array([3]))
+    return unit, Cells(AXES, unit - half, unit + half)
 
 
 @pytest.mark.parametrize("trials", [0, 1, 7, 520])
@@ -82,7 +82,7 @@ def test_the_density_of_a_continuous_column_integrates_to_one():
     kernels = Kernels(axes, np.array([[0.0], [0.3], [0.31], [1.0]]), bandwidth=0.1, prior_share=0.3)
 
     def density(x):
-        return float(np.exp(kernels.log_density(Cells(np.array([[x]]), np.array([[x]])))[0]))
+        return float(np.exp(kernels.log_density(Cells(axes, np.array([[x]]), np.array([[x]])))[0]))
 
     mass, _ = quad(density, 0, 1, limit=200)
 
@@ -92,8 +92,8 @@ def test_the_density_of_a_continuous_column_integrates_to_one():
 def test_the_masses_of_uneven_bins_sum_to_one():
     edges = np.array([0, 0.02, 0.3, 0.35, 0.9, 1.0])
     low, high = edges[:-1, np.newaxis], edges[1:, np.newaxis]
-    cells = Cells(low, high)
     for axes in (Axes(NONE, np.array([0]), NONE), Axes(NONE, NONE, np.array([0]))):
+        cells = Cells(axes, low, high)
         kernels = Kernels(axes, (low + high)[[1, 1, 4]] / 2, bandwidth=0.01, prior_share=0.3)
 
         masses = np.exp(kernels.log_density(cells)) * (high - low)[:, 0]
@@ -107,7 +107,7 @@ def test_the_mass_of_a_bin_is_the_truncated_gaussians_however_narrow_it_is(width
     low = np.linspace(0, 1 - width, 23)[:, np.newaxis]
     centres = np.array([[0.0], [0.37], [0.9]])
 
-    found = Kernels(axes, centres, bandwidth=h, prior_share=0.3).log_density(Cells(low, low + width))
+    found = Kernels(axes, centres, bandwidth=h, prior_share=0.3).log_density(Cells(axes, low, low + width))
 
     means = [np.ones(23)]
     for (m,) in centres:
@@ -126,8 +126,8 @@ def test_a_point_far_from_every_kernel_has_the_priors_share_and_no_warning():
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        at_far = kernels.log_density(Cells(far, far))[0]
-        at_near = kernels.log_density(Cells(near, near))[0]
+        at_far = kernels.log_density(Cells(axes, far, far))[0]
+        at_near = kernels.log_density(Cells(axes, near, near))[0]
 
     assert at_far == pytest.approx(np.log(1 / 10))
     # A half Gaussian's height at its centre, in each of the columns.

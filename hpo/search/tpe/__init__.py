@@ -65,14 +65,15 @@ class TPE:
         units = history.derived(space.to_unit)
         first, rest = split(history.losses, history.numbers, self.good_share, self.good_limit)
         good = self._kernels(space, units[first])
-        bad = np.concatenate([units[rest], space.to_unit(pending)])
         for i in range(k):
+            bad, liars = units[rest], np.concatenate([pending, proposals[:i]])
+            if len(liars):
+                bad = np.concatenate([bad, space.to_unit(liars)])
             rows = self._new_candidates(space, good, seen, rng)
             cells = Cells.of(space, rows)
             ratio = good.log_density(cells) - self._kernels(space, bad).log_density(cells)
             proposals[i] = rows[ratio.argmax()]
             seen.add(proposals[i])
-            bad = np.concatenate([bad, space.to_unit(proposals[i : i + 1])])
         return proposals
 
     def _kernels(self, space: Space, units: Array) -> Kernels:

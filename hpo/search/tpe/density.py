@@ -8,7 +8,8 @@ and a kernel that says nothing about a column (its trial lacks it) says 1.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,12 +17,13 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from hpo.core.history import Array
+from hpo.space import Axes
 
 if TYPE_CHECKING:
-    from hpo.space import Axes, Space
+    from hpo.space import Space
 
-BLOCK = 256
-"""Kernels evaluated at once: 128 candidates times this many doubles stay in the processor's cache."""
+BLOCK = 2**15
+"""Log densities evaluated at once, points times kernels: they stay in the processor's cache."""
 
 TINY = float(np.finfo(float).tiny)
 
@@ -42,32 +44,59 @@ class Cells:
     continuous columns; NaN where a column is inactive.
     """
 
+    axes: Axes
     low: Array
     high: Array
-    _distinct: dict[int, tuple[NDArray[np.intp], NDArray[np.intp]]] = field(default_factory=dict, init=False)
 
     @classmethod
     def of(cls, space: Space, rows: Array) -> Cells:
-        return cls(*space.bins(rows))
+        return cls(space.axes, *space.bins(rows))
 
-    def used(self, columns: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Those of the columns that any of the points has: elsewhere every density is 1."""
-        return columns[~np.isnan(self.low[:, columns]).all(axis=0)]
+    @cached_property
+    def used(self) -> Axes:
+        """The columns that any of the points has: in the others every density is 1."""
+        is_used = np.asarray((~np.isnan(self.low)).any(axis=0))
+        axes = self.axes.continuous, self.axes.quantised, self.axes.unordered
+        return Axes(*(columns[is_used[columns]] for columns in axes))
 
-    def distinct(self, column: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Points with a different bin each, and of every point, which of them has its bin."""
-        if column not in self._distinct:
+    @cached_property
+    def distinct(self) -> dict[int, tuple[NDArray[np.intp], NDArray[np.intp]]]:
+        """By discrete column: points with a different bin each, and which of them has each point's bin."""
+        found = {}
+        for column in (*self.used.quantised, *self.used.unordered):
             _, first, point = np.unique(self.low[:, column], return_index=True, return_inverse=True)
-            self._distinct[column] = first, point
-        return self._distinct[column]
+            found[int(column)] = first, point
+        return found
+
+    @cached_property
+    def options(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Every option that is among the points: a point that has it, and its column."""
+        columns = self.used.unordered
+        firsts = [self.distinct[column][0] for column in columns]
+        first = np.concatenate(firsts) if firsts else columns
+        return first, np.repeat(columns, [len(each) for each in firsts])
+
+    @cached_property
+    def features(self) -> Array:
+        """``(points, features)``: what log densities are linear in, but those of quantised columns.
+
+        x^2, x and 1 of continuous columns, 1 of unordered ones, and of `options` 1 for the point's own;
+        0 where the point lacks the column.
+        """
+        x = self.low[:, self.used.continuous]
+        has = ~np.isnan(x)
+        x = np.where(has, x, 0.0)
+        first, columns = self.options
+        is_own = self.low[:, columns] == self.low[first, columns]
+        return np.hstack([x**2, x, has, ~np.isnan(self.low[:, self.used.unordered]), is_own])
 
 
 @dataclass(frozen=True)
 class Kernels:
     """One kernel around each trial, and the prior as one kernel more, all of equal weight.
 
-    In ordered columns a kernel is a Gaussian truncated to [0, 1], whose mass in a bin is exact; in
-    unordered ones it is the trial's own option, but the prior with probability ``prior_share``.
+    In ordered columns a kernel is a Gaussian truncated to [0, 1], and a bin has its mass there, to eight
+    digits; in unordered ones it is the trial's own option, but the prior with probability ``prior_share``.
 
     ``centres``: ``(trials, columns)`` in the unit cube, NaN where a trial lacks the column;
     ``bandwidth``: the Gaussians' standard deviation before truncation.
@@ -80,15 +109,13 @@ class Kernels:
 
     def log_density(self, cells: Cells) -> Array:
         """``(points,)``: log of the mean of the kernels' densities, relative to the prior; never -inf."""
-        factors = [*self._gaussians(cells), *self._options(cells)]
-        left = np.hstack([of_points for of_points, _ in factors])
-        right = np.hstack([of_kernels for _, of_kernels in factors]).T
-        tables = [self._table(cells, j) for j in cells.used(self.axes.quantised)]
+        tables = [self._table(cells, j) for j in cells.used.quantised]
         # The prior's kernel: density 1 everywhere.
         log_sum = np.zeros(len(cells.low))
-        for start in range(0, len(self.centres), BLOCK):
-            block = slice(start, start + BLOCK)
-            log_kernels = left @ right[:, block]
+        size = max(BLOCK // len(cells.low), 1)
+        for start in range(0, len(self.centres), size):
+            block = slice(start, start + size)
+            log_kernels = cells.features @ self._coefficients(cells, self.centres[block]).T
             for table in tables:
                 log_kernels += table.of(block)
             log_sum = np.logaddexp(log_sum, _log_sum_exp(log_kernels))
@@ -114,42 +141,25 @@ class Kernels:
         drawn[:, self.axes.unordered] = np.where(own, centre[:, self.axes.unordered], rest)
         return np.clip(np.where(choice < 0, uniform, drawn), EDGE, 1 - EDGE)
 
-    # Log densities of kernels at points as factors of matrix products: ``(points, f)`` and ``(kernels, f)``.
+    def _coefficients(self, cells: Cells, centres: Array) -> Array:
+        """``(kernels, features)``: the log densities of these kernels in `Cells.features`.
 
-    def _gaussians(self, cells: Cells) -> list[tuple[Array, Array]]:
-        """All continuous columns.
-
-        With x a point and m a centre, -(x - m)^2 / 2 h^2 - log(h sqrt(2 pi) Z) is linear in (x^2, x, 1),
-        where both have the column.
+        In a continuous column, with x a point and m a centre, -(x - m)^2 / 2 h^2 - log(h sqrt(2 pi) Z).
+        In an unordered one log w for any option, and the rest for the trial's own, which has 1 - w besides.
+        0 where the trial lacks the column: the prior's density is 1.
         """
-        h, columns = self.bandwidth, cells.used(self.axes.continuous)
-        x, m = cells.low[:, columns], self.centres[:, columns]
-        point_has, kernel_has = ~np.isnan(x), ~np.isnan(m)
-        x, m = np.where(point_has, x, 0.0), np.where(kernel_has, m, 0.0)
+        h, w = self.bandwidth, self.prior_share
+        m = centres[:, cells.used.continuous]
+        has = ~np.isnan(m)
+        m = np.where(has, m, 0.0)
         log_norm = np.log(h * self._inside(m)) + LOG_SQRT_2PI
-        return [
-            (x**2, kernel_has / (-2 * h**2)),
-            (x, m / h**2),
-            (point_has, kernel_has * (m**2 / (-2 * h**2) - log_norm)),
-        ]
+        gaussians = has / (-2 * h**2), m / h**2, has * (m**2 / (-2 * h**2) - log_norm)
 
-    def _options(self, cells: Cells) -> list[tuple[Array, Array]]:
-        """All unordered columns: w for any option, and for the trial's own 1 - w of all its mass besides.
-
-        So that is log w, where both have the column, and the rest for every option among the points.
-        """
-        columns = cells.used(self.axes.unordered)
-        if not len(columns):
-            return []
-        w, missing = self.prior_share, np.isnan(self.centres[:, columns])
-        factors = [(~np.isnan(cells.low[:, columns]), np.where(missing, 0.0, math.log(w)))]
-        firsts = [cells.distinct(j)[0] for j in columns]
-        first, columns = np.concatenate(firsts), np.repeat(columns, [len(each) for each in firsts])
-        low, high = cells.low[first, columns], cells.high[first, columns]
+        any_option = np.where(np.isnan(centres[:, cells.used.unordered]), 0.0, math.log(w))
+        low, high = cells.low[cells.options], cells.high[cells.options]
+        m = centres[:, cells.options[1]]
         own = np.log1p((1 - w) / (w * np.maximum(high - low, TINY)))
-        centre = self.centres[:, columns]
-        factors.append((np.where(cells.low[:, columns] == low, own, 0.0), (low < centre) & (centre < high)))
-        return factors
+        return np.hstack([*gaussians, any_option, np.where((low < m) & (m < high), own, 0.0)])
 
     def _inside(self, centre: Array) -> Array:
         """The part of a Gaussian that truncation leaves."""
@@ -158,7 +168,7 @@ class Kernels:
     def _table(self, cells: Cells, j: int) -> _Table:
         """The log densities of one quantised column: a bin's mass relative to what the prior gives it."""
         h = self.bandwidth
-        first, point = cells.distinct(j)
+        first, point = cells.distinct[j]
         low, high = cells.low[first, j, np.newaxis], cells.high[first, j, np.newaxis]
         centre, kernel = np.unique(self.centres[:, j], return_inverse=True)
         log = np.empty((len(first), len(centre)))
