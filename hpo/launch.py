@@ -289,7 +289,7 @@ def _keep_pruner(store: Store, asked: str | None) -> tuple[str, list[str]]:
     """The pruner's name: what is asked for, else the study's own; and what to say of it. It is no part of the
     identity: what has ended stays true under another rule."""
     kept = store.record().notes.get(PRUNER_NOTE)
-    name = asked or kept or "auto"
+    name = asked or kept or "none"
     pruner(name)
     if name == kept:
         return name, []

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 @click.option(
     "--pruner",
     help="Stops hopeless trials early by the losses they report: auto, median, asha, hyperband, none."
-    "  [default: the study's, else auto]",
+    "  [default: the study's, else none]",
 )
 @click.option(
     "--seed", type=click.IntRange(min=0), help="Seed of the search.  [default: random, kept in the study]"

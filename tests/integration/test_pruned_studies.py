@@ -54,7 +54,9 @@ def test_hopeless_trials_are_pruned_and_the_others_are_not(project, hpo, pruner)
 
 def test_what_pruning_saved_is_shown(project, hpo):
     project.write(HOPELESS)
-    result = hpo("optimize", "study.py", "--max-evals", 9, "--seed", NOBODY_SPARED, *QUICK)
+    result = hpo(
+        "optimize", "study.py", "--pruner", "auto", "--max-evals", 9, "--seed", NOBODY_SPARED, *QUICK
+    )
 
     study, trial = hpo("show", "study").stdout, hpo("show", "study", 6).stdout
     document = project.trials()[6]["pruning"]
@@ -83,7 +85,9 @@ def test_a_spared_trial_runs_to_its_end_and_is_counted(project, hpo, until):
     )
     seed = seed_that(lambda seed: [n for n in range(9) if spared(seed, n)] == [6])
 
-    command = project.start("optimize", "study.py", "--max-evals", 7, "--seed", seed, *QUICK)
+    command = project.start(
+        "optimize", "study.py", "--pruner", "auto", "--max-evals", 7, "--seed", seed, *QUICK
+    )
     until(lambda: project.trials().get(6, {}).get("pruning"), "the verdict")
     (project.folder / "ruled").touch()
     command.result()
@@ -96,9 +100,7 @@ def test_a_spared_trial_runs_to_its_end_and_is_counted(project, hpo, until):
 def test_without_a_pruner_every_trial_is_trained_to_its_end(project, hpo):
     project.write(HOPELESS)
 
-    result = hpo(
-        "optimize", "study.py", "--max-evals", 9, "--pruner", "none", "--set", "kind=ends", "--json", *QUICK
-    )
+    result = hpo("optimize", "study.py", "--max-evals", 9, "--set", "kind=ends", "--json", *QUICK)
 
     assert result.json["trials"] == {"completed": 9, "pruned": 0, "failed": 0}
     assert {trial["pruning"] for trial in project.trials().values()} == {None}
@@ -107,7 +109,7 @@ def test_without_a_pruner_every_trial_is_trained_to_its_end(project, hpo):
 def test_an_objective_that_reports_nothing_is_never_pruned(project, hpo):
     project.write("def objective(params): return params['x']")
 
-    result = hpo("optimize", "study.py", "--max-evals", 20, "--json", *QUICK)
+    result = hpo("optimize", "study.py", "--pruner", "auto", "--max-evals", 20, "--json", *QUICK)
 
     assert result.json["trials"] == {"completed": 20, "pruned": 0, "failed": 0}
 
@@ -138,7 +140,17 @@ def test_a_study_keeps_its_pruner_until_another_is_asked_for(project, hpo):
 
 def test_a_driver_killed_and_started_again_keeps_what_was_pruned_and_prunes_on(project, hpo, until):
     project.write(HOPELESS)
-    optimize = ("optimize", "study.py", "--max-evals", 15, "--seed", NOBODY_SPARED, *QUICK)
+    optimize = (
+        "optimize",
+        "study.py",
+        "--pruner",
+        "auto",
+        "--max-evals",
+        15,
+        "--seed",
+        NOBODY_SPARED,
+        *QUICK,
+    )
     command = project.start(*optimize)
 
     def pruned():
@@ -196,7 +208,18 @@ def test_networks_are_pruned_without_a_line_of_code(project, hpo, kit, objective
     pytest.importorskip(kit)
     project.write(objective)
 
-    result = hpo("optimize", "study.py", "--max-evals", 8, "--seed", NOBODY_SPARED, "--json", *QUICK)
+    result = hpo(
+        "optimize",
+        "study.py",
+        "--pruner",
+        "auto",
+        "--max-evals",
+        8,
+        "--seed",
+        NOBODY_SPARED,
+        "--json",
+        *QUICK,
+    )
 
     assert result.code == 0, str(result)
     trials = project.trials()
