@@ -173,8 +173,7 @@ class Study:
             self._absorb(trial)
         if self.judge is not None:
             for ruling in self.judge.rule(changes):
-                keep = self.store.spare if ruling.is_spared else self.store.stop
-                keep(ruling.number, ruling.verdict)
+                self.store.stop(ruling.number, ruling.verdict)
         self._tell(changes)
 
     def _absorb(self, trial: Trial) -> None:

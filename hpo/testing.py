@@ -33,6 +33,7 @@ IDENTITY = Identity(
     algorithm="tpe",
 )
 VERDICT = Verdict(epoch=3, chance=0.02, best=None)
+SPARED = Verdict(epoch=3, chance=0.02, best=0.5, is_spared=True)
 DEATH = Failed(Kind.SIGNAL, "killed by SIGKILL")
 
 
@@ -417,10 +418,10 @@ class StoreContract:
         _add(store, 0)
         claim = _claimed(store, 0)
 
-        store.spare(0, VERDICT)
+        store.stop(0, SPARED)
 
         assert store.renew(claim) is Answer.CONTINUE
-        assert store.trial(0).verdict == VERDICT
+        assert store.trial(0).verdict == SPARED
 
     def test_an_attempt_begins_without_a_verdict(self, store: Store) -> None:
         _add(store, 0)
@@ -437,7 +438,6 @@ class StoreContract:
         store.finish(_claimed(store, 0), Completed(0.5))
 
         store.stop(0, VERDICT)
-        store.spare(0, VERDICT)
 
         assert store.trial(0).verdict is None
 

@@ -230,7 +230,8 @@ def _pruning(trial: Trial, full: float | None) -> dict[str, Any]:
     outcome = (
         "" if trial.state is not State.COMPLETED else " and won" if has_won(trial) else " and did not win"
     )
-    return {"to prune": f"{text}; it ran on{outcome}"}
+    ran_on = "it ran on to check" if trial.verdict.is_spared else "it ended first"
+    return {"to prune": f"{text}; {ran_on}{outcome}"}
 
 
 def _data(dataset: Any) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def summary(trials: Collection[Trial]) -> Summary | None:
     all_epochs = saved + sum(trial.epochs for trial in pruned)
     losses = [t.loss for t in ended if t.state is State.COMPLETED and t.loss is not None]
     middle = statistics.median(losses) if losses else math.nan
-    checked = [t for t in ruled if t.state is State.COMPLETED and t.loss is not None]
+    checked = [t for t in ruled if is_spared(t) and t.state is State.COMPLETED and t.loss is not None]
     return Summary(
         ended=len(ended),
         pruned=len(pruned),
@@ -84,6 +84,11 @@ def summary(trials: Collection[Trial]) -> Summary | None:
         won=sum(has_won(trial) for trial in checked),
         good=sum(trial.loss is not None and trial.loss <= middle for trial in checked),
     )
+
+
+def is_spared(trial: Trial) -> bool:
+    """Whether it runs on to check the pruner; one that ended before it heard of its stop does not count."""
+    return trial.verdict is not None and trial.verdict.is_spared
 
 
 def has_won(trial: Trial) -> bool:

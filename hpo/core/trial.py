@@ -76,11 +76,13 @@ Outcome = Completed | Pruned | Failed
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The pruner would stop a trial after ``epoch``. ``chance``: how likely it would still have become the
-    best; ``best``: the lowest loss of the trials completed by then, None without one."""
+    best; ``best``: the lowest loss of the trials completed by then, None without one; ``is_spared``: it runs
+    on all the same, to check the pruner."""
 
     epoch: int
     chance: float
     best: float | None
+    is_spared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,11 +91,9 @@ class Store(Protocol):
         it does not count against retries. Returns their numbers."""
 
     def stop(self, number: int, verdict: Verdict | None = None) -> None:
-        """The running trial's next `report` or `renew` answers stop; the verdict is kept with it. On one that
-        does not run any more, this does nothing. No revision: the trial's end tells of it."""
-
-    def spare(self, number: int, verdict: Verdict) -> None:
-        """Keep the verdict with the running trial, which is not stopped. No revision, as with `stop`."""
+        """The running trial's next `report` or `renew` answers stop, unless the verdict spares it; the
+        verdict is kept with it. On one that does not run any more, this does nothing. No revision: the
+        trial's end tells of it."""
 
     # --- the worker's side
     def announce(self, worker: str, offers: Mapping[str, Any]) -> None:

@@ -226,17 +226,11 @@ class SqliteStore:
         return taken
 
     def stop(self, number: int, verdict: Verdict | None = None) -> None:
-        self._judge(number, verdict, is_stopped=True)
-
-    def spare(self, number: int, verdict: Verdict) -> None:
-        self._judge(number, verdict, is_stopped=False)
-
-    def _judge(self, number: int, verdict: Verdict | None, *, is_stopped: bool) -> None:
         with self._writing():
             self._do(
                 "UPDATE trials SET stop = :stop, verdict = :verdict"
                 " WHERE study = :study AND number = :number AND state = 'running'",
-                stop=int(is_stopped),
+                stop=int(verdict is None or not verdict.is_spared),
                 verdict=None if verdict is None else _dump(asdict(verdict)),
                 number=number,
             )

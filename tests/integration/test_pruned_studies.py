@@ -94,7 +94,7 @@ def test_a_spared_trial_runs_to_its_end_and_is_counted(project, hpo, until):
 
     assert project.trials()[6]["state"] == "completed"
     assert "1 ran on to check: none would have won" in hpo("show", "study").stdout
-    assert "it ran on and did not win" in hpo("show", "study", 6).stdout
+    assert "it ran on to check and did not win" in hpo("show", "study", 6).stdout
 
 
 def test_without_a_pruner_every_trial_is_trained_to_its_end(project, hpo):

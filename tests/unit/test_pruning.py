@@ -266,7 +266,7 @@ def stopped(judge: Judge, happen: Happenings, numbers: Iterable[int]) -> list[in
         for ruling in judge.rule(
             happen.changes(happen.trial(number, State.RUNNING), happen.report(number, 0, 0.9))
         )
-        if not ruling.is_spared
+        if not ruling.verdict.is_spared
     ]
 
 
@@ -331,8 +331,8 @@ def test_a_judge_that_was_restored_rules_as_one_that_heard_all(happen: Happening
             loss = 0.3 if number % 2 else 0.9
             changes = happen.changes(happen.trial(number, State.RUNNING), happen.report(number, 0, loss))
             found = judge.rule(changes)
-            rulings += [(ruling.number, ruling.is_spared) for ruling in found]
-            is_stopped = bool(found) and not found[0].is_spared
+            rulings += [(ruling.number, ruling.verdict.is_spared) for ruling in found]
+            is_stopped = bool(found) and not found[0].verdict.is_spared
             verdict = found[0].verdict if found else None
             state = State.PRUNED if is_stopped else State.COMPLETED
             ended = Trial(number, state, {}, {}, 0, loss, attempts=1, verdict=verdict)
@@ -356,7 +356,7 @@ def test_a_judge_that_was_restored_rules_as_one_that_heard_all(happen: Happening
 
 
 def ended(number: int, state: State, epochs: int, loss: float, *, best: float | None = None) -> Trial:
-    verdict = None if best is None else Verdict(1, 0.1, best)
+    verdict = None if best is None else Verdict(1, 0.1, best, is_spared=state is State.COMPLETED)
     return Trial(
         number, state, {}, {}, 0, loss, epochs=epochs, started=0.0, ended=2.0 * epochs, verdict=verdict
     )

@@ -22,11 +22,10 @@ SPARING = 1  # apart from the random numbers by which the trial's point was draw
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """``is_spared``: the pruner would stop the trial, and it runs on all the same."""
+    """What the pruner says of a running trial."""
 
     number: int
     verdict: Verdict
-    is_spared: bool
 
 
 class Judge:
@@ -49,9 +48,10 @@ class Judge:
             self.curves.report(number, epoch, loss)
         for trial in trials:
             self._see(trial)
+            # One that is offered again begins without a verdict, but it was ruled on.
             if trial.verdict is not None:
-                self._stopped += trial.state is State.PRUNED
-                self._spared += trial.state is not State.PRUNED
+                self._stopped += not trial.verdict.is_spared
+                self._spared += trial.verdict.is_spared
 
     def rule(self, changes: Changes) -> list[Ruling]:
         """The trials to stop or to spare, after these changes."""
@@ -80,11 +80,11 @@ class Judge:
         if self._running.get(number) != report.attempt or not self._pruner.stops(self.curves, number, epoch):
             return None
         del self._running[number]
-        verdict = Verdict(epoch, chance_to_win(self.curves, number, epoch), self._best)
         is_spared = self._is_spared(number)
         self._spared += is_spared
         self._stopped += not is_spared
-        return Ruling(number, verdict, is_spared)
+        chance = chance_to_win(self.curves, number, epoch)
+        return Ruling(number, Verdict(epoch, chance, self._best, is_spared))
 
     def _is_spared(self, number: int) -> bool:
         """About sqrt(n / 8) of n: one more teaches ever less and costs the same."""
