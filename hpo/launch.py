@@ -119,7 +119,7 @@ def driving(request: Request) -> Iterator[Driven]:
             store.recall()
             search = algorithm(identity.algorithm, identity.seed, is_noisy=identity.is_noisy)
             if isinstance(search, Auto):
-                store.note(AUTO_NOTE, search.explain(len(task.space.columns)))
+                store.note(AUTO_NOTE, search.explain(task.space))
             taken = _taken(store, identity, task, catalog.url)
             rule, rule_warnings = _keep_pruner(store, request.pruner)
             code, code_warnings = _keep_code(store, entry, work_folder)

@@ -15,7 +15,6 @@ import numpy as np
 
 from hpo.core.errors import UsageError
 from hpo.core.files import WARM_START
-from hpo.core.history import Array
 from hpo.points import completed
 from hpo.search import Algorithm, WarmStart
 from hpo.space import Space, read_point
@@ -38,9 +37,9 @@ class Taken:
         return [f"warm start from {self.source}: {len(self.trials)} trials", *self.remarks]
 
     def warmed(self, algorithm: Algorithm, space: Space) -> WarmStart:
-        """The algorithm that learns from them, too."""
-        rows: Array = np.array([space.row(trial["point"]) for trial in self.trials])
-        return WarmStart(algorithm, rows, np.array([trial["loss"] for trial in self.trials], dtype=float))
+        """The algorithm that begins at the best of them."""
+        ranked = sorted(self.trials, key=lambda trial: (trial["loss"], trial["trial"]))
+        return WarmStart(algorithm, np.array([space.row(trial["point"]) for trial in ranked]))
 
 
 def kept(store: Store) -> Taken | None:

@@ -13,11 +13,11 @@ Array = NDArray[np.float64]
 
 
 class History:
-    """What the search learns from: one row per ended trial, in the order they ended.
+    """What the search learns from: one row per ended trial, in the order they were heard of.
 
     ``rows``: ``(trials, columns)``, the raw values of a point in the order of the space's columns, NaN
     where the column is inactive (see `Space.row`). ``losses``: ``(trials,)``, +inf for a failed trial.
-    ``numbers``: ``(trials,)``, the trials' numbers; negative where an earlier study made them.
+    ``numbers``: ``(trials,)``, the trials' numbers.
     Appending costs amortised constant time: the arrays double. What is returned are views.
     """
 

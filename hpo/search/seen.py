@@ -36,10 +36,9 @@ class Seen:
 
     @classmethod
     def of(cls, history: History, pending: Array, *, duplicates: bool = False) -> Seen:
-        """The points of a study's own trials: one that only an earlier study tried is new here. What is known
-        of the history from the last time stays."""
+        """``cls(history.rows and pending)``, but what is known of the history from the last time stays."""
         seen = cls(pending, duplicates=duplicates)
-        seen._keys.update(history.derived(_keys)[history.numbers >= 0].tolist())
+        seen._keys.update(history.derived(_keys).tolist())
         return seen
 
     def __len__(self) -> int:

@@ -15,6 +15,7 @@ from hpo.core.history import History
 from hpo.search.gp import GP
 from hpo.search.gp.acquisition import log_expected_improvement
 from hpo.search.gp.features import ABSENT, Features
+from hpo.search.gp.losses import rarity, standardised
 from hpo.search.gp.model import Hyperparameters, Priors, condition, fit, log_posterior
 from hpo.search.random import Random
 from hpo.space import compile_space
@@ -256,3 +257,29 @@ def test_a_space_whose_parameters_are_all_fixed_has_its_one_point():
     )
 
     assert found.shape == (1, 0)
+
+
+def test_losses_too_large_to_square_are_still_ranked():
+    losses = np.array([-1.7e308, 1e200, 3e149, 2e149, 1e149, 1.7e308, math.inf])
+
+    found = standardised(losses, np.ones(7), clip=2.0)
+
+    assert np.isfinite(found).all()
+    assert found.argmin() == 0
+
+
+def test_a_crowd_about_the_optimum_does_not_set_the_scale():
+    crowd = np.linspace(0.0, 0.01, 90)
+    losses = np.concatenate([crowd, np.linspace(1.0, 10.0, 10)])
+    weights = np.concatenate([np.full(90, 1 / 90), np.ones(10)])
+
+    found, unweighted = standardised(losses, weights, 2.0), standardised(losses, np.ones(100), 2.0)
+
+    assert np.ptp(found[:90]) < 0.01 * np.ptp(found)
+    assert np.ptp(unweighted[:90]) > 0.3 * np.ptp(unweighted)
+
+
+def test_rarity_counts_neighbours():
+    vectors = np.array([[0.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
+
+    np.testing.assert_allclose(rarity(vectors, 0.1), [0.5, 0.5, 1.0])

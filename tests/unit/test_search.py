@@ -281,8 +281,11 @@ def test_auto_leaves_the_gaussian_process_where_there_are_many_trials_or_columns
 
 
 def test_auto_says_what_it_picks_and_why():
-    assert Auto().explain(7).startswith("gp up to trial 300, as ")
-    assert Auto().explain(101).startswith("tpe, as 101 parameters ")
+    small = compile_space({"x": hp.uniform("x", 0, 1)})
+    large = compile_space({"x": hp.uniform("x", 0, 1), "kind": hp.randint("kind", 500)})
+
+    assert Auto().explain(small).startswith("gp up to trial 300, as ")
+    assert Auto().explain(large).startswith("tpe, as 501 parameters and options ")
 
 
 @pytest.mark.parametrize("name", ["grid:", "grid:0", "grid:x", "grid:-1", "grid:1001"])

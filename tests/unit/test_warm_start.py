@@ -10,9 +10,7 @@ from hyperopt import hp
 from hpo.core.errors import NoSuchStudy, UsageError
 from hpo.core.history import History
 from hpo.core.trial import Completed, Failed, Kind, Pruned
-from hpo.search import TPE, WarmStart
-from hpo.search.seen import Seen
-from hpo.search.warm import normal_scores
+from hpo.search import Auto, Random, WarmStart
 from hpo.space import compile_space
 from hpo.stores import connect
 from hpo.testing import IDENTITY
@@ -175,80 +173,84 @@ def test_what_was_kept_is_read_again_as_it_was(url):
 # --- what the search makes of it
 
 
-def history_of(rows, losses):
-    history = History(len(rows[0]))
-    for number, (row, loss) in enumerate(zip(rows, losses, strict=True)):
-        history.append(number, row, loss)
-    return history
+SPACE = {"x": hp.uniform("x", 0, 1), "kind": hp.choice("kind", ["a", "b"])}
 
 
-def test_normal_scores_are_the_expected_values_of_a_normal_sample():
-    rng = np.random.default_rng(0)
-    expected = np.sort(rng.standard_normal((200_000, 5)), axis=1).mean(axis=0)
-
-    scores = normal_scores(np.array([30.0, -2.0, 7.0, 8.0, 1e9]))
-
-    np.testing.assert_allclose(scores, expected[[3, 0, 1, 2, 4]], atol=0.02)
+def proposals(start, space, count, history=None, pending=None):
+    history = History(len(space.columns)) if history is None else history
+    pending = np.empty((0, len(space.columns))) if pending is None else pending
+    return start.propose(space, history, pending, np.random.default_rng(0), count)
 
 
-def test_equal_losses_share_a_score_and_failures_stay_infinite():
-    scores = normal_scores(np.array([1.0, 2.0, 1.0, np.inf, 2.0]))
-
-    assert scores[0] == scores[2]
-    assert scores[1] == scores[4] == pytest.approx(-scores[0])
-    assert scores[3] == np.inf
+def rows_of(space, *points):
+    return np.array([space.row({"x": x, "kind": kind}) for x, kind in points])
 
 
-def warm(rows, losses, **more):
-    return WarmStart(TPE(), np.array(rows, dtype=float), np.array(losses, dtype=float), **more)
+def test_the_earlier_best_points_of_each_place_are_tried_first_then_the_algorithm_proposes():
+    space = compile_space(SPACE)
+    rows = rows_of(space, (0.5, 0), (0.55, 0), (0.55, 1), (0.9, 0), (0.1, 0))
+    start = WarmStart(Random(), rows, first=3)
+
+    found = proposals(start, space, 4)
+
+    np.testing.assert_array_equal(found[:3], rows[[0, 2, 3]])
+    assert not (found[3] == rows).all(axis=1).any()
 
 
-def test_losses_rank_only_within_their_study():
-    """Whatever the earlier study measured: its scale and its offset change nothing."""
-    rows, losses = np.linspace(0, 1, 20)[:, None], np.random.default_rng(0).random(20)
-    own = history_of([[0.3], [0.6]], [5.0, 4.0])
+def test_one_by_one_they_are_those_of_one_call():
+    space = compile_space(SPACE)
+    rows = rows_of(space, (0.5, 0), (0.9, 0), (0.1, 0))
+    start, history = WarmStart(Random(), rows), History(2)
 
-    one, other = (warm(rows, changed).joined(own) for changed in (losses, 1e6 * losses - 7))
+    for number in range(3):
+        [row] = proposals(start, space, 1, history)
+        history.append(number, row, 1.0)
 
-    np.testing.assert_array_equal(one.losses, other.losses)
-    np.testing.assert_array_equal(one.rows, other.rows)
-    assert one.losses[one.numbers >= 0].tolist() == normal_scores(np.array([5.0, 4.0])).tolist()
-
-
-def test_earlier_trials_fade_evenly_over_their_ranks():
-    rows = np.arange(100.0)[:, None]
-    start = warm(rows, rows[:, 0], most=50, fades=10)
-
-    taken = [start.joined(history_of([[0.0]] * n, range(n)) if n else History(1)) for n in (0, 5, 9, 10)]
-
-    earlier_rows = [history.rows[history.numbers < 0, 0].tolist() for history in taken]
-    assert [len(one) for one in earlier_rows] == [50, 25, 5, 0]
-    assert earlier_rows[2] == [10, 30, 50, 70, 90]
-    assert taken[3].losses.tolist() == list(range(10))  # and the study's own losses are what they are
+    np.testing.assert_array_equal(history.rows, rows)
 
 
-def test_a_point_that_only_the_earlier_study_tried_is_new():
-    joined = warm([[1.0]], [0.0]).joined(history_of([[2.0]], [0.0]))
+def test_a_point_that_is_being_tried_is_not_tried_again():
+    space = compile_space(SPACE)
+    rows = rows_of(space, (0.5, 0), (0.9, 0))
 
-    seen = Seen.of(joined, np.empty((0, 1)))
+    [found] = proposals(WarmStart(Random(), rows), space, 1, pending=rows[:1])
 
-    assert seen.is_new(np.array([[1.0], [2.0]])).tolist() == [True, False]
+    np.testing.assert_array_equal(found, rows[1])
 
 
-def test_a_warm_start_finds_the_optimum_of_the_same_problem_sooner():
-    space = compile_space({label: hp.uniform(label, 0, 1) for label in "abcd"})
+def bowl(space, row, optimum):
+    return float(np.nansum((space.to_unit(row) - optimum) ** 2))
 
-    def best_of_ten(algorithm, seed):
-        history = History(4)
-        for number in range(10):
-            rng = np.random.default_rng([seed, number])
-            [row] = algorithm.propose(space, history, np.empty((0, 4)), rng, 1)
-            history.append(number, row, float(((row - 0.3) ** 2).sum()))
-        return history.losses.min()
 
-    rows = space.sample(np.random.default_rng(9), 100)
-    start = warm(rows, 40 * ((rows - 0.3) ** 2).sum(axis=1) + 3)
+def best_of(algorithm, space, optimum, evaluations, seed):
+    history = History(len(space.columns))
+    for number in range(evaluations):
+        rng = np.random.default_rng([seed, number])
+        [row] = algorithm.propose(space, history, np.empty((0, len(space.columns))), rng, 1)
+        history.append(number, row, bowl(space, row, optimum))
+    return history.losses.min()
 
-    assert np.mean([best_of_ten(start, seed) for seed in range(4)]) < 0.5 * np.mean(
-        [best_of_ten(TPE(), seed) for seed in range(4)]
-    )
+
+def started(space, optimum):
+    rows = space.sample(np.random.default_rng(9), 200)
+    ranked = sorted(rows, key=lambda row: bowl(space, row, optimum))
+    return WarmStart(Auto(), np.array(ranked))
+
+
+BOWL = {label: hp.uniform(label, 0, 1) for label in "abcd"}
+
+
+def test_a_warm_start_finds_the_optimum_of_a_like_problem_sooner():
+    space = compile_space(BOWL)
+    start = started(space, 0.4)
+
+    warm = np.mean([best_of(start, space, 0.3, 8, seed) for seed in range(4)])
+
+    assert warm < 0.5 * np.mean([best_of(Auto(), space, 0.3, 8, seed) for seed in range(4)])
+
+
+def test_a_warm_start_from_an_unlike_problem_does_no_lasting_harm():
+    space = compile_space(BOWL)
+    start = started(space, 0.9)
+
+    assert max(best_of(start, space, 0.1, 30, seed) for seed in range(4)) < 0.02

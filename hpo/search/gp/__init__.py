@@ -40,8 +40,8 @@ class GP:
     best the most promising, and would stay there for ever.
 
     Hyperparameters are fitted anew whenever there are ``refit`` times as many trials, to the first so many
-    of them: the fit costs most of a suggestion. They are a function of those trials alone; a study that is
-    continued proposes what it would have proposed.
+    of them: the fit costs most of a suggestion. They are a function of those trials and their order: a study
+    of one worker that is continued proposes what it would have proposed.
 
     ``duplicates``: a point may be tried again. ``wide``, ``rounds``: see `maximise`; ``clip``: see
     `standardised`; ``width``: see `rarity`.

@@ -27,7 +27,8 @@ class Mutation:
     """Steps in the unit cube that change what a row says.
 
     ``unordered``: ``(columns,)``, choices, of which another option is drawn; ``least``: ``(columns,)``, the
-    deviation below which a step would seldom leave a quantised column's bin.
+    deviation below which a step would seldom leave a quantised column's bin; 0 where its values are
+    infinitely many.
     """
 
     unordered: NDArray[np.bool_]

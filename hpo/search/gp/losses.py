@@ -7,6 +7,8 @@ import numpy as np
 from hpo.core.history import Array
 from hpo.search.gp.model import squared_distances
 
+LARGEST = 1e150
+
 
 def rarity(vectors: Array, width: float) -> Array:
     """``(trials,)``: one over how many trials there are about a trial's place, itself included.
@@ -28,7 +30,8 @@ def standardised(losses: Array, weights: Array, clip: float) -> Array:
     succeeded = np.isfinite(losses)
     if not succeeded.any():
         return np.zeros(len(losses))
-    losses = np.where(succeeded, losses, losses[succeeded].max())
+    # Beyond LARGEST squares would overflow; it is as good as infinite.
+    losses = np.clip(np.where(succeeded, losses, losses[succeeded].max()), -LARGEST, LARGEST)
     order = np.argsort(losses, kind="stable")
     below = np.cumsum(weights[order])
     median = losses[order[np.searchsorted(below, 0.5 * below[-1])]]

@@ -22,6 +22,9 @@ MEAN_WEIGHT = 1.0
 SCALE_WEIGHT = 2.0
 """The signal's variance's prior counts as so many observations of variance 1."""
 
+LARGEST_NOISE = 1e6
+"""More than any rounding needs."""
+
 LEAST_VARIANCE = 1e-12
 """Relative to the signal's: what rounding leaves of a variance that is 0."""
 
@@ -181,10 +184,11 @@ def _matern(squared: Array, root: Array) -> Array:
 
 
 def _cholesky(correlations: Array, noise: float) -> Array:
-    """Lower triangular; with more noise where rounding makes it indefinite. The matrix is overwritten."""
-    while True:
+    """Lower triangular; with more noise where rounding makes it indefinite. Writes to the diagonal."""
+    while noise < LARGEST_NOISE:
         np.fill_diagonal(correlations, 1.0 + noise)
         lower, info = dpotrf(correlations, lower=1)
         if info == 0:
             return np.asarray(lower)
         noise = max(10.0 * noise, 1e-8)
+    raise FloatingPointError("the correlations of the trials are no positive definite matrix")
