@@ -283,3 +283,15 @@ def test_rarity_counts_neighbours():
     vectors = np.array([[0.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
 
     np.testing.assert_allclose(rarity(vectors, 0.1), [0.5, 0.5, 1.0])
+
+
+def test_of_too_many_trials_the_best_and_the_latest_are_kept():
+    space = compile_space(FLAT)
+    rows = space.sample(np.random.default_rng(0), 60)
+    losses = np.r_[np.arange(10.0), 100 + np.arange(50.0)]
+
+    kept = GP(most=20)._kept(losses)
+    [row] = GP(most=20).propose(space, history_of(space, rows, losses), rows[:0], np.random.default_rng(0), 1)
+
+    assert kept.tolist() == [*range(10), *range(50, 60)]
+    space.check(space.point(row))

@@ -7,6 +7,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hpo.core.history import Array, History
 from hpo.search.gp.acquisition import log_expected_improvement
@@ -43,8 +44,8 @@ class GP:
     of them: the fit costs most of a suggestion. They are a function of those trials and their order: a study
     of one worker that is continued proposes what it would have proposed.
 
-    ``duplicates``: a point may be tried again. ``wide``, ``rounds``: see `maximise`; ``clip``: see
-    `standardised`; ``width``: see `rarity`.
+    ``most``: trials in the model. ``duplicates``: a point may be tried again. ``wide``, ``rounds``: see
+    `maximise`; ``clip``: see `standardised`; ``width``: see `rarity`.
     """
 
     starts: int = 5
@@ -56,6 +57,7 @@ class GP:
     refit: float = 1.1
     explore: int = 4
     apart: float = 0.3
+    most: int = 500
     duplicates: bool = False
     _fitted: dict[bytes, Hyperparameters] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -78,28 +80,38 @@ class GP:
 
     def _known(self, space: Space, history: History, pending: Array) -> _Known:
         features = Features.of(space)
-        units = history.derived(space.to_unit)
-        vectors = features.embed(history.rows, units)
-        losses = self._standardised(vectors, history.losses)
-        hyperparameters = self._hyperparameters(features, vectors, history)
+        kept = self._kept(history.losses)
+        units = history.derived(space.to_unit)[kept]
+        vectors = features.embed(history.rows[kept], units)
+        losses = self._standardised(vectors, history.losses[kept])
+        hyperparameters = self._hyperparameters(features, history)
         posterior = condition(vectors, features.owner, losses, hyperparameters)
         best = float(posterior.predict(vectors)[0].min())
         good = units[np.argsort(losses, kind="stable")[:GOOD]]
         known = _Known(features, vectors, losses, hyperparameters, posterior, best, good)
         return known.believing(pending) if len(pending) else known
 
-    def _hyperparameters(self, features: Features, vectors: Array, history: History) -> Hyperparameters:
+    def _kept(self, losses: Array) -> NDArray[np.intp]:
+        """Indices of the trials that the model is of: all, or of too many the best half and the latest."""
+        if len(losses) <= self.most:
+            return np.arange(len(losses))
+        half = self.most // 2
+        best = np.argsort(losses, kind="stable")[:half]
+        return np.union1d(best, np.arange(len(losses) - half, len(losses)))
+
+    def _hyperparameters(self, features: Features, history: History) -> Hyperparameters:
         n = self.starts
-        while (larger := max(n + 1, int(n * self.refit))) <= len(history):
+        while (larger := max(n + 1, int(n * self.refit))) <= min(len(history), self.most):
             n = larger
         rows, losses = history.rows[:n], history.losses[:n]
         key = blake2b(rows.tobytes() + losses.tobytes(), key=features.space.fingerprint.encode()).digest()
         if key not in self._fitted:
             while len(self._fitted) >= REMEMBERED:
                 del self._fitted[next(iter(self._fitted))]
+            vectors = features.embed(rows, history.derived(features.space.to_unit)[:n])
             active = float(np.isfinite(rows).sum(axis=1).mean())
-            standard = self._standardised(vectors[:n], losses)
-            self._fitted[key] = fit(vectors[:n], features.owner, standard, active, self.priors)
+            standard = self._standardised(vectors, losses)
+            self._fitted[key] = fit(vectors, features.owner, standard, active, self.priors)
         return self._fitted[key]
 
     def _standardised(self, vectors: Array, losses: Array) -> Array:
