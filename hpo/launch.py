@@ -29,7 +29,8 @@ from hpo.core.study import AUTO_NOTE, PRUNER_NOTE, Driver, Identity
 from hpo.executors import WorkerSettings
 from hpo.loading import EntryPoint, Task, load, loaded_below, locate
 from hpo.points import Points, read_points
-from hpo.search import UNTAUGHT, Algorithm, Auto, algorithm
+from hpo.search import UNTAUGHT, Algorithm, Auto, Grid, algorithm
+from hpo.search.hyperopt import HyperoptAlgorithm
 from hpo.search.pruning import pruner
 from hpo.space import difference, lint
 from hpo.stores import Catalog, Store, connect
@@ -166,8 +167,9 @@ def _open_study(
         kept = store.record().identity
         seed, search, repeats, is_noisy = kept.seed, kept.algorithm, kept.repeats, kept.is_noisy
         warm_start = kept.warm_start
+        rule = store.record().notes.get(PRUNER_NOTE)
     except NoSuchStudy:
-        kept = None
+        kept, rule = None, None
         seed, search, repeats, is_noisy = secrets.randbelow(2**31), "auto", 1, False
         warm_start = None
     asked = Identity(
@@ -182,18 +184,61 @@ def _open_study(
         is_noisy=request.is_noisy or is_noisy,
         warm_start=request.warm_start or warm_start,
     )
-    if kept is None:
-        if asked.warm_start is not None:  # what can't be taken must not become part of a study
+    if kept is not None:
+        _check_same(kept, asked)
+    _check_limits(asked, request.limits)
+    _check_repeats(asked, request.pruner or rule or "none")
+    if kept is None:  # what can't be searched must not become part of a study
+        _check_noise(asked)
+        if asked.warm_start is not None:
             _check_warm_start(asked, catalog.url)
             warm.take(asked.warm_start, catalog.url, task.space, asked.seed)
         store, is_new = catalog.create(asked), True
-        kept = store.record().identity  # another process may have been quicker
+        kept = store.record().identity
+        _check_same(kept, asked)  # another process may have been quicker
+    return store, kept, is_new
+
+
+def _check_same(kept: Identity, asked: Identity) -> None:
+    """Raises StudyChanged with the differences."""
     if lines := differences(kept, asked):
         raise StudyChanged(
-            f"study {name!r} exists with another identity:\n" + "\n".join(f"  {line}" for line in lines),
+            f"study {kept.study!r} exists with another identity:\n"
+            + "\n".join(f"  {line}" for line in lines),
             "name another study with --study, or put it back as it was",
         )
-    return store, kept, is_new
+
+
+def _check_limits(asked: Identity, limits: Limits) -> None:
+    """Raises UsageError where the study would have no end, or end before its first point."""
+    is_finite = isinstance(algorithm(asked.algorithm), Grid)  # it ends by itself
+    if limits.max_evals is None and limits.timeout_seconds is None and not is_finite:
+        raise UsageError("nothing says when to stop", "say when to stop: --max-evals 100, or --timeout 2h")
+    if limits.max_evals is not None and limits.max_evals < asked.repeats:
+        raise UsageError(
+            f"--max-evals {limits.max_evals} is less than --repeats {asked.repeats}:"
+            " no point would be complete",
+            f"--max-evals counts trials: {asked.repeats} of them are one point",
+        )
+
+
+def _check_repeats(asked: Identity, rule: str) -> None:
+    """Raises UsageError for repeats that a pruner would break off."""
+    if asked.repeats > 1 and rule != "none":
+        raise UsageError(
+            f"--repeats {asked.repeats} and --pruner {rule} exclude each other:"
+            " a point's mean needs all its trials",
+            "leave one out; --pruner none ends the pruning of a study",
+        )
+
+
+def _check_noise(asked: Identity) -> None:
+    """Raises UsageError where ``--noisy`` would change nothing."""
+    if asked.is_noisy and isinstance(algorithm(asked.algorithm), Grid | HyperoptAlgorithm):
+        raise UsageError(
+            f"--noisy: the algorithm {asked.algorithm} decides itself whether to try a point again",
+            "leave --noisy out, or search with --algo auto",
+        )
 
 
 def _check_warm_start(asked: Identity, url: str) -> None:
@@ -205,7 +250,7 @@ def _check_warm_start(asked: Identity, url: str) -> None:
     if isinstance(algorithm(asked.algorithm), UNTAUGHT):
         raise UsageError(
             f"--warm-start: the algorithm {asked.algorithm} learns from no trial",
-            "leave --warm-start out, or search with --algo tpe",
+            "leave --warm-start out, or search with --algo auto",
         )
 
 
