@@ -13,7 +13,7 @@ import socket
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,8 @@ def driving(request: Request) -> Iterator[Driven]:
         rng = np.random.default_rng(0)
         algorithm(request.algorithm).propose(task.space, nothing, nothing.rows, rng, 1)
     points = None if request.points is None else read_points(request.points, task.space)
+    if not Path(request.store.removeprefix("sqlite:///")).exists():  # and what is refused makes none
+        _check(_asked(request, entry, task, name, None), request, None, is_new=True)
     with contextlib.closing(connect(request.store, create=True, check=True)) as catalog:
         store, identity, is_new = _open_study(catalog, request, entry, task, name)
         driver = take_lead(store, take_over=request.take_over)
@@ -163,40 +165,50 @@ def _open_study(
     catalog: Catalog, request: Request, entry: EntryPoint, task: Task, name: str
 ) -> tuple[Store, Identity, bool]:
     try:
-        store, is_new = catalog.open(name), False
-        kept = store.record().identity
-        seed, search, repeats, is_noisy = kept.seed, kept.algorithm, kept.repeats, kept.is_noisy
-        warm_start = kept.warm_start
-        rule = store.record().notes.get(PRUNER_NOTE)
+        store = catalog.open(name)
+        record = store.record()
+        kept, rule = record.identity, record.notes.get(PRUNER_NOTE)
     except NoSuchStudy:
         kept, rule = None, None
-        seed, search, repeats, is_noisy = secrets.randbelow(2**31), "auto", 1, False
-        warm_start = None
+    is_new = kept is None
+    asked = _asked(request, entry, task, name, kept)
+    if kept is not None:
+        _check_same(kept, asked)
+    _check(asked, request, rule, is_new=is_new)
+    if kept is None:
+        if asked.warm_start is not None:  # what can't be taken must not become part of a study
+            _check_warm_start(asked, catalog.url)
+            warm.take(asked.warm_start, catalog.url, task.space, asked.seed)
+        store = catalog.create(asked)
+        kept = store.record().identity
+        _check_same(kept, asked)  # another process may have been quicker
+    return store, kept, is_new
+
+
+def _asked(request: Request, entry: EntryPoint, task: Task, name: str, kept: Identity | None) -> Identity:
+    """The identity of the study that is asked for: what is not said is the kept one's, else the default."""
     asked = Identity(
         study=name,
         entry_point=str(entry),
         fingerprint=task.space.fingerprint,
         space=task.space.describe(),
         arguments=dict(request.settings),
-        seed=seed if request.seed is None else request.seed,
-        algorithm=request.algorithm or search,
-        repeats=repeats if request.repeats is None else request.repeats,
-        is_noisy=request.is_noisy or is_noisy,
-        warm_start=request.warm_start or warm_start,
+        seed=secrets.randbelow(2**31) if kept is None else kept.seed,
+        algorithm="auto" if kept is None else kept.algorithm,
+        repeats=1 if kept is None else kept.repeats,
+        is_noisy=request.is_noisy or (kept is not None and kept.is_noisy),
+        warm_start=request.warm_start or (None if kept is None else kept.warm_start),
     )
-    if kept is not None:
-        _check_same(kept, asked)
+    said: dict[str, Any] = {"seed": request.seed, "algorithm": request.algorithm, "repeats": request.repeats}
+    return replace(asked, **{key: value for key, value in said.items() if value is not None})
+
+
+def _check(asked: Identity, request: Request, rule: str | None, *, is_new: bool) -> None:
+    """Raises UsageError for what excludes each other. ``rule``: the study's own pruner."""
     _check_limits(asked, request.limits)
     _check_repeats(asked, request.pruner or rule or "none")
-    if kept is None:  # what can't be searched must not become part of a study
+    if is_new:
         _check_noise(asked)
-        if asked.warm_start is not None:
-            _check_warm_start(asked, catalog.url)
-            warm.take(asked.warm_start, catalog.url, task.space, asked.seed)
-        store, is_new = catalog.create(asked), True
-        kept = store.record().identity
-        _check_same(kept, asked)  # another process may have been quicker
-    return store, kept, is_new
 
 
 def _check_same(kept: Identity, asked: Identity) -> None:
