@@ -13,7 +13,7 @@ import socket
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from hpo.core.study import AUTO_NOTE, PRUNER_NOTE, Driver, Identity
 from hpo.executors import WorkerSettings
 from hpo.loading import EntryPoint, Task, load, loaded_below, locate
 from hpo.points import Points, read_points
-from hpo.search import UNTAUGHT, Algorithm, Auto, algorithm
+from hpo.search import UNTAUGHT, Algorithm, Auto, Grid, algorithm
+from hpo.search.hyperopt import HyperoptAlgorithm
 from hpo.search.pruning import pruner
 from hpo.space import difference, lint
 from hpo.stores import Catalog, Store, connect
@@ -108,6 +109,8 @@ def driving(request: Request) -> Iterator[Driven]:
         rng = np.random.default_rng(0)
         algorithm(request.algorithm).propose(task.space, nothing, nothing.rows, rng, 1)
     points = None if request.points is None else read_points(request.points, task.space)
+    if not Path(request.store.removeprefix("sqlite:///")).exists():  # and what is refused makes none
+        _check(_asked(request, entry, task, name, None), request, None, is_new=True)
     with contextlib.closing(connect(request.store, create=True, check=True)) as catalog:
         store, identity, is_new = _open_study(catalog, request, entry, task, name)
         driver = take_lead(store, take_over=request.take_over)
@@ -162,38 +165,92 @@ def _open_study(
     catalog: Catalog, request: Request, entry: EntryPoint, task: Task, name: str
 ) -> tuple[Store, Identity, bool]:
     try:
-        store, is_new = catalog.open(name), False
-        kept = store.record().identity
-        seed, search, repeats, is_noisy = kept.seed, kept.algorithm, kept.repeats, kept.is_noisy
-        warm_start = kept.warm_start
+        store = catalog.open(name)
+        record = store.record()
+        kept, rule = record.identity, record.notes.get(PRUNER_NOTE)
     except NoSuchStudy:
-        kept = None
-        seed, search, repeats, is_noisy = secrets.randbelow(2**31), "auto", 1, False
-        warm_start = None
+        kept, rule = None, None
+    is_new = kept is None
+    asked = _asked(request, entry, task, name, kept)
+    if kept is not None:
+        _check_same(kept, asked)
+    _check(asked, request, rule, is_new=is_new)
+    if kept is None:
+        if asked.warm_start is not None:  # what can't be taken must not become part of a study
+            _check_warm_start(asked, catalog.url)
+            warm.take(asked.warm_start, catalog.url, task.space, asked.seed)
+        store = catalog.create(asked)
+        kept = store.record().identity
+        _check_same(kept, asked)  # another process may have been quicker
+    return store, kept, is_new
+
+
+def _asked(request: Request, entry: EntryPoint, task: Task, name: str, kept: Identity | None) -> Identity:
+    """The identity of the study that is asked for: what is not said is the kept one's, else the default."""
     asked = Identity(
         study=name,
         entry_point=str(entry),
         fingerprint=task.space.fingerprint,
         space=task.space.describe(),
         arguments=dict(request.settings),
-        seed=seed if request.seed is None else request.seed,
-        algorithm=request.algorithm or search,
-        repeats=repeats if request.repeats is None else request.repeats,
-        is_noisy=request.is_noisy or is_noisy,
-        warm_start=request.warm_start or warm_start,
+        seed=secrets.randbelow(2**31) if kept is None else kept.seed,
+        algorithm="auto" if kept is None else kept.algorithm,
+        repeats=1 if kept is None else kept.repeats,
+        is_noisy=request.is_noisy or (kept is not None and kept.is_noisy),
+        warm_start=request.warm_start or (None if kept is None else kept.warm_start),
     )
-    if kept is None:
-        if asked.warm_start is not None:  # what can't be taken must not become part of a study
-            _check_warm_start(asked, catalog.url)
-            warm.take(asked.warm_start, catalog.url, task.space, asked.seed)
-        store, is_new = catalog.create(asked), True
-        kept = store.record().identity  # another process may have been quicker
+    said: dict[str, Any] = {"seed": request.seed, "algorithm": request.algorithm, "repeats": request.repeats}
+    return replace(asked, **{key: value for key, value in said.items() if value is not None})
+
+
+def _check(asked: Identity, request: Request, rule: str | None, *, is_new: bool) -> None:
+    """Raises UsageError for what excludes each other. ``rule``: the study's own pruner."""
+    _check_limits(asked, request.limits)
+    _check_repeats(asked, request.pruner or rule or "none")
+    if is_new:
+        _check_noise(asked)
+
+
+def _check_same(kept: Identity, asked: Identity) -> None:
+    """Raises StudyChanged with the differences."""
     if lines := differences(kept, asked):
         raise StudyChanged(
-            f"study {name!r} exists with another identity:\n" + "\n".join(f"  {line}" for line in lines),
+            f"study {kept.study!r} exists with another identity:\n"
+            + "\n".join(f"  {line}" for line in lines),
             "name another study with --study, or put it back as it was",
         )
-    return store, kept, is_new
+
+
+def _check_limits(asked: Identity, limits: Limits) -> None:
+    """Raises UsageError where the study would have no end, or end before its first point."""
+    is_finite = isinstance(algorithm(asked.algorithm), Grid)  # it ends by itself
+    if limits.max_evals is None and limits.timeout_seconds is None and not is_finite:
+        raise UsageError("nothing says when to stop", "say when to stop: --max-evals 100, or --timeout 2h")
+    if limits.max_evals is not None and limits.max_evals < asked.repeats:
+        raise UsageError(
+            f"--max-evals {limits.max_evals} is less than --repeats {asked.repeats}:"
+            " no point would be complete",
+            f"--max-evals counts trials: {asked.repeats} of them are one point",
+        )
+
+
+def _check_repeats(asked: Identity, rule: str) -> None:
+    """Raises UsageError for repeats that a pruner would break off."""
+    if asked.repeats > 1 and rule != "none":
+        raise UsageError(
+            f"--repeats {asked.repeats} and --pruner {rule} exclude each other:"
+            " a point's mean needs all its trials",
+            "leave one out; --pruner none ends the pruning of a study",
+        )
+
+
+def _check_noise(asked: Identity) -> None:
+    """Raises UsageError where ``--noisy`` would change nothing."""
+    if asked.is_noisy and isinstance(algorithm(asked.algorithm), Grid | HyperoptAlgorithm):
+        raise UsageError(
+            f"--noisy: the algorithm {asked.algorithm} decides itself whether to try a point again",
+            "leave --noisy out, or search with --algo auto",
+        )
 
 
 def _check_warm_start(asked: Identity, url: str) -> None:
@@ -205,7 +262,7 @@ def _check_warm_start(asked: Identity, url: str) -> None:
     if isinstance(algorithm(asked.algorithm), UNTAUGHT):
         raise UsageError(
             f"--warm-start: the algorithm {asked.algorithm} learns from no trial",
-            "leave --warm-start out, or search with --algo tpe",
+            "leave --warm-start out, or search with --algo auto",
         )
 
 

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from hpo.loading import parse_value
 from hpo.space import Space, read_point
 
 SHOWN_FAULTS = 20
+SHOWN_LINES = 5
+SHOWN_PLACES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +53,19 @@ class Points:
             again[said] += 1
         return rows
 
-    def say(self, space: Space, rows: Array, new: int) -> Iterator[str]:
-        """What becomes of the points, for people. ``new``: how many of them the study had not had."""
-        rest = "" if new == len(rows) else "; the study has had the others"
-        yield f"{self.path}: {new} of {len(rows)} points are tried first{rest}"
-        for entry, row in zip(self.entries, rows, strict=True):
-            if drawn := [label for label in space.point(row) if label not in entry.given]:
-                yield f"{self.path}, {entry.place}: left out, and drawn from the space: {', '.join(drawn)}"
+    def drawn(self, space: Space, rows: Array, chosen: Sequence[int]) -> Iterator[str]:
+        """What the chosen entries leave out, for people: a line for all that leave out the same."""
+        places: dict[str, list[str]] = {}
+        for i in chosen:
+            entry = self.entries[i]
+            if left_out := [label for label in space.point(rows[i]) if label not in entry.given]:
+                places.setdefault(", ".join(left_out), []).append(entry.place)
+        for labels, some in list(places.items())[:SHOWN_LINES]:
+            more = f" and {len(some) - SHOWN_PLACES} more" if len(some) > SHOWN_PLACES else ""
+            where = f"{', '.join(some[:SHOWN_PLACES])}{more}"
+            yield f"{self.path}, {where}: left out, and drawn from the space: {labels}"
+        if rest := list(places.values())[SHOWN_LINES:]:
+            yield f"{self.path}: {sum(map(len, rest))} more points leave out others"
 
 
 def completed(space: Space, given: Mapping[str, float], *seed: int) -> Array:
@@ -141,6 +149,15 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
 def _rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     """A CSV's lines; an empty cell gives nothing."""
     lines = csv.reader(text.splitlines())
+    try:
+        yield from _table(path, lines)
+    except csv.Error as error:
+        raise UsageError(
+            f"{path}, line {lines.line_num} is no CSV: {error}", "quote values that hold a comma or a quote"
+        ) from None
+
+
+def _table(path: Path, lines: Any) -> Iterator[tuple[str, Any]]:
     header = [name.strip() for name in next(lines, [])]
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
@@ -159,14 +176,14 @@ def _rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 def _documents(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     try:
-        document = json.loads(text)
+        document = _loads(path, text)
         found = document if isinstance(document, list) else [document]
         documents = [(f"entry {number}", one) for number, one in enumerate(found, 1)]
     except (ValueError, RecursionError) as error:
         documents = []
         for number, line in enumerate(text.splitlines(), 1):
             try:
-                documents += [(f"line {number}", json.loads(line))] if line.strip() else []
+                documents += [(f"line {number}", _loads(path, line))] if line.strip() else []
             except (ValueError, RecursionError) as fault:
                 # A file of several lines that begins with one document is JSON lines, else it is JSON.
                 where, why = (f", line {number}", fault) if documents else ("", error)
@@ -175,9 +192,31 @@ def _documents(path: Path, text: str) -> Iterator[tuple[str, Any]]:
                     'write a list, [{"learning_rate": 0.01}], one object a line, or a file.csv',
                 ) from None
     for place, one in documents:
+        if isinstance(one, Mapping) and {"study", "best"} <= one.keys():  # of optimize --json, or show --json
+            if not isinstance(one["best"], Mapping):
+                raise UsageError(
+                    f"{path} tells of study {one['study']!r} as a whole, not of its points",
+                    f"hpo best {one['study']} --json has the best one, hpo show {one['study']} --json all",
+                )
+            one = one["best"]
         # What `hpo show STUDY --json` and `hpo best STUDY --json` print has the parameters in a trial.
         is_trial = isinstance(one, Mapping) and "params" in one and ("number" in one or "trial" in one)
         params = one["params"] if is_trial else one
         if not is_trial and not isinstance(one, Mapping):
             raise UsageError(f"{path}, {place} is {one!r}, no object", 'a point is {"label": value, ...}')
         yield place, params
+
+
+def _loads(path: Path, text: str) -> Any:
+    """JSON -> its document. Raises ValueError, and UsageError for a key that an object has twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            said = " and ".join(repr(value) for key, value in pairs if key == twice)
+            raise UsageError(f"{path} has {twice!r} twice in one object: {said}", "keep one of them")
+        return result
+
+    return json.loads(text, object_pairs_hook=once)

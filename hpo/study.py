@@ -6,11 +6,11 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from hpo.core.errors import OutsideSpace, SearchExhausted, SpaceError, StoreErro
 from hpo.core.files import CHECKPOINT, LOG
 from hpo.core.history import Array, History
 from hpo.core.repeats import Repeats
-from hpo.core.trial import Changes, Failed, Kind, State, Trial
+from hpo.core.trial import Changes, Failed, Kind, Point, State, Trial
 from hpo.executors import Died, Executor
 from hpo.search import Algorithm
 from hpo.search.pruning import Judge
@@ -31,6 +31,7 @@ from hpo.worker import trial_folder
 logger = logging.getLogger("hpo.study")
 
 WAIT_SECONDS = 0.1  # how late the loop sees an epoch to judge, or a Ctrl-C; ended trials wake it at once
+ADDED_AT_ONCE = 500  # points of a person's: a transaction, and how late a Ctrl-C is seen among them
 MIN_ENDED_FOR_SHARE = 10  # a share of failures says nothing before
 
 
@@ -53,6 +54,15 @@ class Ending(Enum):
     CANCELLED = auto()
     TIMEOUT = auto()
     FAILURES = auto()
+
+
+class Fate(Enum):
+    """What becomes of a point that a person brings."""
+
+    NEW = auto()
+    TWICE = auto()  # an earlier point of the same file
+    WAITING = auto()  # from an earlier call
+    HAD = auto()
 
 
 BeginRun = Callable[[int, str | None], str | None]
@@ -119,23 +129,35 @@ class Study:
             self.judge.restore(self.store.trials(), self.store.losses())
         self._ended_before = (len(self._ended), self.failed)
 
-    def enqueue(self, rows: Array) -> int:
-        """Trials for these points, which run before the search proposes any; returns how many points are new.
+    def enqueue(self, rows: Array, wish: Wish) -> list[Fate]:
+        """Trials for these points, which run before the search proposes any; returns what becomes of each.
 
-        A point that the study has had already is not tried again.
+        A point that the study has had already is not tried again. A wish ends it early: then there are fewer
+        fates than points.
 
         Args: rows: ``(points, columns)``, valid rows of the space.
         """
-        self._complete()  # an unfinished point without open trials is in neither of the following
-        seen = Seen(np.concatenate([self.history.rows, self._pending()]))
-        new = 0
-        for row in rows:
-            if seen.is_new(row[np.newaxis]).all():
-                seen.add(row)
-                self._add(row)
-                self._complete()
-                new += 1
-        return new
+        # An unfinished point without open trials is in neither of the following.
+        self.store.add_all([self._open_trial(row) for row in self._lacking()])
+        pending = self._pending()
+        before, waiting = Seen(np.concatenate([self.history.rows, pending])), Seen(pending)
+        mine = Seen(rows[:0])
+        fates: list[Fate] = []
+        for start in range(0, len(rows), ADDED_AT_ONCE):
+            if wish.is_drain() or wish.is_cancel():
+                break
+            some, trials = rows[start : start + ADDED_AT_ONCE], []
+            news = zip(before.is_new(some).tolist(), waiting.is_new(some).tolist(), strict=True)
+            for row, (is_new, is_not_waiting) in zip(some, news, strict=True):
+                if not mine.is_new(row[np.newaxis]).all():
+                    fates.append(Fate.TWICE)
+                    continue
+                mine.add(row)
+                fates.append(Fate.NEW if is_new else Fate.HAD if is_not_waiting else Fate.WAITING)
+                if is_new:
+                    trials += [self._open_trial(row) for _ in range(self.repeats)]
+            self.store.add_all(trials)
+        return fates
 
     def run(self, wish: Wish) -> Ending:
         """Drive the study until a limit or a wish ends it; the executor is closed by the caller.
@@ -263,10 +285,10 @@ class Study:
         first = self._points.first(self._next_number)
         return None if first == self._next_number else self._row(self.store.trial(first))
 
-    def _complete(self) -> None:
-        """The trials that the last point lacks."""
-        while (row := self._repeated()) is not None:
-            self._add(row)
+    def _lacking(self) -> list[Array]:
+        """The rows of the trials that the last point lacks."""
+        row = self._repeated()
+        return [] if row is None else [row] * (-self._next_number % self.repeats)
 
     def _pending(self) -> Array:
         """``(points, columns)``: the points of waiting and running trials."""
@@ -275,16 +297,21 @@ class Study:
 
     def _add(self, row: Array, run_id: str | None = None) -> int:
         """A new waiting trial; returns its number."""
+        number, point, params = self._open_trial(row)
+        self.store.add(number, point, params, run_id)
+        return number
+
+    def _open_trial(self, row: Array) -> tuple[int, Point, Mapping[str, Any]]:
+        """The next trial, for the store to add: its number, point and readable parameters."""
         number = self._next_number
         point = self.space.point(row)
         try:
             params = self.space.readable(point)
         except SpaceError:  # an expression that fails at this point fails this trial, in its worker
             params = dict(point)
-        self.store.add(number, point, params, run_id)
         self._open[number] = _Open(row, State.WAITING)
         self._next_number += 1
-        return number
+        return number, point, params
 
     def _begin_again(self, number: int, begin_run: BeginRun) -> None:
         """A run for a trial that is offered again: the one it has, unless its curve begins anew there."""

@@ -141,6 +141,17 @@ class StoreContract:
         assert ended.seconds is not None
         assert ended.params == {"lr": 0.5, "activation": "relu"}
 
+    def test_trials_are_added_together_or_not_at_all(self, store: Store) -> None:
+        store.add_all([(0, {"x": 1}, {"x": "one"}), (1, {"x": 2}, {"x": "two"})])
+
+        with pytest.raises(Exception):  # noqa: B017 - as the store's own way to say it
+            store.add_all([(2, {"x": 3}, {}), (1, {"x": 4}, {})])
+
+        assert [(trial.number, trial.point, trial.params) for trial in store.trials()] == [
+            (0, {"x": 1}, {"x": "one"}),
+            (1, {"x": 2}, {"x": "two"}),
+        ]
+
     def test_a_claim_brings_the_point_exactly(self, store: Store) -> None:
         point = {"x": 0.1 + 0.2, "k": 3, "tiny": 5e-324, "y": -1e300}
         store.add(0, point, {})

@@ -78,14 +78,19 @@ def _taken(source: str, store: Store, space: Space, seed: int) -> Taken:
     identity = store.record().identity
     losses = {m.number: m.loss for m in means_of(store, identity.repeats) if m.loss is not None}
     trials, reasons, ignored, new = [], Counter[str](), set[str](), set[str]()
+    is_shared = False
     for trial in store.trials():
         if trial.number not in losses:
             continue
         meant = dict(_meant(identity.space, trial.point, space))
+        is_shared |= not meant.keys().isdisjoint(space.labels)
         ignored |= {label for label in meant if label not in {*space.labels, *space.fixed}}
         given, faults = read_point(space, {k: v for k, v in meant.items() if k not in ignored})
         if faults:
-            reasons[faults[0]] += 1
+            reasons[_without_value(faults[0], meant)] += 1
+            continue
+        if not given:
+            reasons["it has none of this space's parameters"] += 1
             continue
         point = space.point(completed(space, given, seed, trial.number))
         new |= point.keys() - given.keys()
@@ -96,13 +101,27 @@ def _taken(source: str, store: Store, space: Space, seed: int) -> Taken:
         *([f"  left out, as this space lacks it: {', '.join(sorted(ignored))}"] if ignored else []),
         *([f"  drawn from its distribution, as {source} lacks it: {', '.join(sorted(new))}"] if new else []),
     ]
+    if losses and not is_shared:
+        raise UsageError(
+            f"study {source} shares no parameter with this space",
+            "leave --warm-start out, or name another study",
+        )
     if not trials:
-        why = "\n".join(remarks) if losses else "  it has no completed trial"
+        is_single = identity.repeats == 1
+        none = f"  it has no {'completed trial' if is_single else 'point whose trials have all completed'}"
+        why = "\n".join(remarks) if losses else none
         raise UsageError(
             f"nothing of study {source} can be taken for a warm start:\n{why}",
             "leave --warm-start out, or name another study",
         )
     return Taken(source, trials, remarks)
+
+
+def _without_value(fault: str, meant: Mapping[str, Any]) -> str:
+    """A fault of `read_point` as it is for every value of the parameter: to be counted."""
+    for value in meant.values():
+        fault = fault.replace(f" can't be {value!r}: ", ": ", 1).replace(f" is {value!r}, but ", ": ", 1)
+    return fault
 
 
 def _rest(reasons: Counter[str]) -> int:

@@ -9,7 +9,8 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from hpo.executors import Executor
     from hpo.launch import Driven
     from hpo.search.pruning import Judge
-    from hpo.study import Ending, Limits
+    from hpo.study import Ending, Fate, Limits
     from hpo.tracking.mlflow import MlflowObserver
     from hpo.tracking.tensorboard import TensorBoardObserver
 
@@ -171,9 +172,10 @@ def optimize(
         raise click.UsageError("--lease is from 1s to 1d")
     if math.isnan(max_failures):
         raise click.UsageError("--max-failures is a share from 0 to 1")
-    is_finite = (asked["algorithm"] or "").partition(":")[0] == "grid"  # it ends by itself
-    if max_evals is None and timeout is None and not is_finite:
-        raise click.UsageError("say when to stop: --max-evals 100, or --timeout 2h")
+    if asked["warm_start"] == "":
+        raise click.UsageError("--warm-start is empty: name a study, as `hpo show` lists them")
+    if asked["points"] == Path():
+        raise click.UsageError("--points is empty: name a JSON, JSON lines or CSV file")
     how = How(
         worker_slots(workers, gpus),
         isolate,
@@ -246,10 +248,12 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
     from hpo.core.errors import StoreError
     from hpo.search import Grid
     from hpo.stores import best_of, unfinished_points
-    from hpo.study import Study
+    from hpo.study import Ending, Fate, Study
     from hpo.tracking.progress import Progress
 
     identity, store, before = driven.identity, driven.store, best_of(driven.store)
+    points, space = driven.points, driven.task.space
+    rows = None if points is None else points.rows(space, identity.seed)
     tensorboard = _tensorboard(driven, how)
     mlflow = _mlflow(driven, how)
     progress = Progress(
@@ -278,7 +282,7 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
             ):
                 study = Study(
                     store=store,
-                    space=driven.task.space,
+                    space=space,
                     algorithm=driven.algorithm,
                     executor=executor,
                     limits=limits,
@@ -289,16 +293,18 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
                     begin_run=mlflow.begin if mlflow else None,
                     repeats=identity.repeats,
                 )
-                if driven.points is not None:
-                    rows = driven.points.rows(study.space, study.seed)
-                    for line in driven.points.say(study.space, rows, study.enqueue(rows)):
+                if points is not None and rows is not None:
+                    fates = study.enqueue(rows, interrupts)
+                    progress.say(f"{points.path}: {_said(fates, len(rows))}")
+                    new = [i for i, fate in enumerate(fates) if fate is Fate.NEW]
+                    for line in points.drawn(space, rows, new):
                         progress.say(line)
                 for line in driven.taken.said() if driven.taken is not None else ():
                     progress.say(line)
                 if isinstance(driven.algorithm, Grid):
-                    progress.say(driven.algorithm.size(study.space))
+                    progress.say(driven.algorithm.size(space))
                 ending = study.run(interrupts)
-                if study.exhausted is not None:
+                if study.exhausted is not None and ending is Ending.DONE:
                     progress.say(f"done: {study.exhausted.message}")
         finally:
             with contextlib.suppress(StoreError):  # if it is what has failed, the next driver does it
@@ -314,6 +320,23 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
     if as_json:
         echo_json(_document(driven, mlflow))
     return code
+
+
+def _said(fates: Sequence[Fate], points: int) -> str:
+    """What becomes of a person's points."""
+    from hpo.study import Fate
+
+    count = Counter(fates)
+    new, waiting, twice, had = (count[fate] for fate in (Fate.NEW, Fate.WAITING, Fate.TWICE, Fate.HAD))
+    return "; ".join(
+        [
+            f"{new} of {points} points are tried first" if new or not count else "none of its points is new",
+            *([f"{waiting} still {'waits' if waiting == 1 else 'wait'}"] if waiting else []),
+            *([f"{twice} {'is' if twice == 1 else 'are'} in the file more than once"] if twice else []),
+            *([f"the study has had {had}"] if had else []),
+            *([f"{points - len(fates)} were not reached"] if len(fates) < points else []),
+        ]
+    )
 
 
 def _judge(driven: Driven) -> Judge | None:
@@ -386,6 +409,10 @@ def _conclude(
     counts, best = driven.store.record().counts, best_of(driven.store)
     if ending is not Ending.DONE:
         say(f"stopped with {_ended(driven)} trials ended; unfinished ones run when you continue")
+    elif waiting := counts["waiting"]:
+        what = f"point{'' if waiting == 1 else 's'}" if driven.identity.repeats == 1 else "trials"
+        verb = "waits" if waiting == 1 else "wait"
+        say(f"{waiting} {what} still {verb}: --max-evals {_ended(driven) + waiting}")
     if best is not None:
         say(f"best: trial {best.trial.number}, loss {best.mean}")
         for name, value in flat(best.trial.params).items():
@@ -403,7 +430,8 @@ def _conclude(
             say(f"stopped: too many trials failed, {counts['failed']} in all (--max-failures)")
             return ExitCode.FAILURES
     if best is None:
-        say(f"no trial succeeded; see why with: hpo show {driven.identity.study}")
+        what = "no trial succeeded" if driven.identity.repeats == 1 else "of no point all trials succeeded"
+        say(f"{what}; see why with: {_show_command(driven)}")
         return ExitCode.NO_SUCCESS
     return ExitCode.DONE
 
@@ -441,14 +469,21 @@ def _ended(driven: Driven) -> int:
 def _say_how_to_go_on(
     driven: Driven, mlflow: MlflowObserver | None, say: Callable[[str], None], *, is_done: bool = False
 ) -> None:
-    study, store = driven.identity.study, driven.url
-    where = "" if store == "sqlite:///hpo.db" else f" --store {shlex.quote(store)}"
     if not is_done:
         say(f"continue: {shlex.join([program(), *sys.argv[1:]])}")
-    say(f"trials:   {program()} show {study}{where}")
+    say(f"trials:   {_show_command(driven)}")
     if mlflow is not None:
         url = mlflow.location.url if mlflow.location else None
-        say(f"MLflow:   {url or f'{program()} ui{where}'}")
+        say(f"MLflow:   {url or f'{program()} ui{_where(driven)}'}")
+
+
+def _show_command(driven: Driven) -> str:
+    return f"{program()} show {driven.identity.study}{_where(driven)}"
+
+
+def _where(driven: Driven) -> str:
+    """The option that names the store, where another command needs it."""
+    return "" if driven.url == "sqlite:///hpo.db" else f" --store {shlex.quote(driven.url)}"
 
 
 @contextlib.contextmanager

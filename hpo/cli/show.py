@@ -127,9 +127,14 @@ def _search(record: StudyRecord) -> str:
     """How the trials were chosen, in a line."""
     identity, notes = record.identity, record.notes
     picked = f" ({notes[AUTO_NOTE]})" if AUTO_NOTE in notes else ""
-    return (
-        f"search: {identity.algorithm}{picked}, pruner {notes.get(PRUNER_NOTE, 'none')}, seed {identity.seed}"
-    )
+    parts = [
+        f"search: {identity.algorithm}{picked}",
+        f"pruner {notes.get(PRUNER_NOTE, 'none')}",
+        f"seed {identity.seed}",
+        *([f"{identity.repeats} repeats"] if identity.repeats > 1 else []),
+        *([] if identity.warm_start is None else [f"warm start from {identity.warm_start}"]),
+    ]
+    return ", ".join(parts)
 
 
 def _means(store: Store, repeats: int) -> dict[int, Mean]:

@@ -38,10 +38,7 @@ class Grid:
         for i in range(k):
             left = unseen(grid, seen, rng)
             if not len(left):
-                raise SearchExhausted(
-                    f"{self.size(space)}, all of which are tried",
-                    f"a finer one, as another study: --algo grid:{2 * self.levels}",
-                )
+                raise SearchExhausted(f"{self.size(space)}, all of which are tried")
             proposals[i] = left[0]
             seen.add(left[0])
         return proposals
@@ -61,7 +58,9 @@ class Grid:
     def size(self, space: Space) -> str:
         """How many points it has, for people."""
         points = self.of(space).cardinality
-        return f"the grid has {'too many points to count' if points is None else f'{points} points'}"
+        if points is None:
+            return "the grid has too many points to count"
+        return f"the grid has {points} point{'' if points == 1 else 's'}"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ lost the claim can't overwrite its successor.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,6 +74,9 @@ class Store(Protocol):
     def add(self, number: int, point: Point, params: Mapping[str, Any], run_id: str | None = None) -> None:
         """A new waiting trial. ``params`` is for people to read; workers compute theirs from the point.
         ``run_id``: the MLflow run made for it, which every claim on it carries."""
+
+    def add_all(self, trials: Iterable[tuple[int, Point, Mapping[str, Any]]]) -> None:
+        """`add` each of them, number, point and params; all or, if this fails, none."""
 
     def track(self, number: int, run_id: str | None) -> None:
         """From the trial's next claim on, this is its MLflow run. No revision: nobody needs to be told."""

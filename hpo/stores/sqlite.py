@@ -186,16 +186,12 @@ class SqliteStore:
 
     def add(self, number: int, point: Point, params: Mapping[str, Any], run_id: str | None = None) -> None:
         with self._writing():
-            self._do(
-                "INSERT INTO trials (study, number, state, point, params, created, revision, run_id)"
-                " VALUES (:study, :number, 'waiting', :point, :params, :now, :revision, :run_id)",
-                number=number,
-                point=_dump(dict(point)),
-                params=_dump(params),
-                now=time.time(),
-                revision=self._next_revision(),
-                run_id=run_id,
-            )
+            self._add(number, point, params, run_id)
+
+    def add_all(self, trials: Iterable[tuple[int, Point, Mapping[str, Any]]]) -> None:
+        with self._writing():
+            for number, point, params in trials:
+                self._add(number, point, params)
 
     def track(self, number: int, run_id: str | None) -> None:
         with self._writing():
@@ -523,6 +519,18 @@ class SqliteStore:
         rows = self._all("SELECT name FROM files WHERE study = :study AND trial = :trial", trial=number)
         names = [row["name"] for row in rows if row["name"].startswith(CHECKPOINT)]
         return [sha256 for name in names if (sha256 := self._forget(name, number)) is not None]
+
+    def _add(self, number: int, point: Point, params: Mapping[str, Any], run_id: str | None = None) -> None:
+        self._do(
+            "INSERT INTO trials (study, number, state, point, params, created, revision, run_id)"
+            " VALUES (:study, :number, 'waiting', :point, :params, :now, :revision, :run_id)",
+            number=number,
+            point=_dump(dict(point)),
+            params=_dump(params),
+            now=time.time(),
+            revision=self._next_revision(),
+            run_id=run_id,
+        )
 
     def _offer_again(self, number: int) -> None:
         self._do(

@@ -3,6 +3,8 @@
 import os
 import signal
 
+import pytest
+
 QUICK = ("--tracking-uri", "none")
 GOOD = "def objective(params): return params['x']"
 TREE = """{
@@ -22,7 +24,7 @@ def test_a_grid_is_tried_whole_and_then_the_study_is_done(project, hpo):
     project.write(GOOD, space=TREE)
 
     result = hpo("optimize", "study.py", "--algo", "grid:3", *QUICK)
-    again = hpo("optimize", "study.py", "--algo", "grid:3", *QUICK)
+    again = hpo("optimize", "study.py", *QUICK)
 
     assert result.code == 0, str(result)
     assert "the grid has 9 points\n" in result.stderr
@@ -72,6 +74,25 @@ def test_a_quasirandom_study_that_is_continued_goes_on_with_its_sequence(project
     assert len({int(point["x"] * 8) for point in params(project)}) == 8  # one in each eighth
 
 
+def test_a_grid_that_is_cut_short_is_not_done(project, hpo):
+    project.write("def objective(params): raise ValueError", space="{'x': hp.choice('x', range(10))}")
+
+    result = hpo("optimize", "study.py", "--algo", "grid", "--max-failures", 0.5, *QUICK)
+
+    assert result.code == 4, str(result)
+    assert "done:" not in result.stderr
+
+
+def test_a_study_without_an_end_is_refused(project, hpo):
+    project.write(GOOD)
+
+    result = hpo("optimize", "study.py", *QUICK)
+
+    assert result.code == 2, str(result)
+    assert "say when to stop: --max-evals 100, or --timeout 2h" in result.stderr
+    assert not (project.folder / "hpo.db").exists()
+
+
 def test_a_grid_of_no_levels_is_refused(project, hpo):
     project.write(GOOD)
 
@@ -111,6 +132,7 @@ def test_each_point_is_evaluated_under_several_seeds_and_the_best_is_by_the_mean
     assert trials[winner]["mean_loss"] == best.json["loss"]
     assert trials[winner]["standard_error"] == best.json["standard_error"]
     assert "mean loss" in shown.stdout
+    assert ", 3 repeats\n" in shown.stdout
     assert f"best: trial {winner}, loss {best.json['loss']:.6g} ± " in result.stderr
 
 
@@ -153,6 +175,54 @@ def test_other_repeats_are_another_study(project, hpo):
     assert result.code == 2
     assert "  repeats: 2 -> 3\n" in result.stderr
     assert "  noisy: False -> True\n" in result.stderr
+
+
+def test_repeats_are_not_pruned(project, hpo):
+    project.write(NOISY)
+    common = ("optimize", "study.py", "--max-evals", 4, *QUICK)
+    said = "a point's mean needs all its trials"
+
+    new = hpo(*common, "--repeats", 2, "--pruner", "auto")
+    is_free = project.trials() == {}
+    hpo(*common, "--repeats", 2, "--pruner", "none")
+    later = hpo(*common, "--pruner", "median")
+
+    assert is_free
+    for refused in (new, later):
+        assert refused.code == 2, str(refused)
+        assert said in refused.stderr
+    assert hpo(*common).code == 0
+
+
+def test_a_budget_below_the_first_point_is_refused(project, hpo):
+    project.write(NOISY)
+
+    result = hpo("optimize", "study.py", "--max-evals", 2, "--repeats", 5, *QUICK)
+
+    assert result.code == 2, str(result)
+    assert "--max-evals 2 is less than --repeats 5: no point would be complete" in result.stderr
+    assert project.trials() == {}
+
+
+@pytest.mark.parametrize("algorithm", ["grid", "hyperopt.anneal:suggest"])
+def test_noise_that_an_algorithm_would_not_heed_is_refused(project, hpo, algorithm):
+    project.write(NOISY)
+
+    result = hpo("optimize", "study.py", "--max-evals", 2, "--noisy", "--algo", algorithm, *QUICK)
+
+    assert result.code == 2, str(result)
+    assert f"--noisy: the algorithm {algorithm}" in result.stderr
+    assert "--algo auto" in result.stderr
+    assert project.trials() == {}
+
+
+def test_a_study_without_success_says_where_to_look(project, hpo):
+    project.write("def objective(params): raise ValueError")
+
+    result = hpo("optimize", "study.py", "--max-evals", 1, "--store", "sqlite:///other.db", *QUICK)
+
+    assert result.code == 3, str(result)
+    assert "see why with: hpo show study --store sqlite:///other.db" in result.stderr.replace("'", "")
 
 
 def test_a_noisy_objective_is_evaluated_twice_at_the_same_point(project, hpo):
@@ -211,6 +281,7 @@ def test_a_warm_start_says_what_it_takes_and_goes_on_the_same_when_killed(projec
     assert "warm start from old: 20 trials" in driver.said()
     assert "  not taken, " in driver.said()
     assert "warm start from old: 20 trials" in result.stderr
+    assert ", warm start from old\n" in hpo("show", "study").stdout
     assert params(project) == params(project, "whole")
     assert all(point["x"] < 0.5 for point in params(project)[:2])  # no random start
 

@@ -63,7 +63,8 @@ def test_a_resumed_study_tries_no_point_twice_and_takes_new_ones(project, hpo):
     result = hpo(*common, "--max-evals", 4)
 
     assert result.code == 0, str(result)
-    assert "mine.jsonl: 1 of 3 points are tried first; the study has had the others" in result.stderr
+    said = "mine.jsonl: 1 of 3 points are tried first; 1 still waits; the study has had 1\n"
+    assert said in result.stderr
     assert [point["x"] for point in points(project)][:3] == [0.5, 0.25, 0.125]
     assert len(points(project)) == 4
 
@@ -72,10 +73,11 @@ def test_points_wait_for_a_larger_budget_and_need_no_file_then(project, hpo):
     project.write(GOOD, space=SPACE)
     mine = write(project, "mine.json", [{"x": 0.5}, {"x": 0.25}, {"x": 0.125}])
 
-    hpo("optimize", "study.py", "--points", mine, "--max-evals", 1, *QUICK)
+    short = hpo("optimize", "study.py", "--points", mine, "--max-evals", 1, *QUICK)
     waiting = [trial["state"] for trial in project.trials().values()]
     hpo("optimize", "study.py", "--max-evals", 3, *QUICK)
 
+    assert "2 points still wait: --max-evals 3\n" in short.stderr
     assert sorted(waiting) == ["completed", "waiting", "waiting"]
     assert [point["x"] for point in points(project)] == [0.5, 0.25, 0.125]
 
@@ -130,3 +132,26 @@ def test_what_a_point_leaves_out_is_said(project, hpo):
 
     assert "mine.json, entry 1: left out, and drawn from the space: x" in result.stderr
     assert points(project)[0]["kind"] == "a"
+
+
+def test_what_is_in_a_file_more_than_once_is_tried_once_and_told_once(project, hpo):
+    project.write(GOOD, space=SPACE)
+    mine = write(project, "mine.json", [{"x": 0.5, "kind": "a"}] * 3 + [{"x": 0.25}])
+    command = ("optimize", "study.py", "--max-evals", 2, "--points", mine, *QUICK)
+
+    first, again = hpo(*command), hpo(*command)
+
+    assert "2 of 4 points are tried first; 2 are in the file more than once\n" in first.stderr
+    assert "entry 4: left out" in first.stderr
+    assert "none of its points is new; 2 are in the file more than once; the study has had 2" in again.stderr
+    assert "left out" not in again.stderr
+
+
+def test_an_empty_name_is_a_usage_error(project, hpo):
+    project.write(GOOD)
+
+    for option in ("--points", "--warm-start"):
+        result = hpo("optimize", "study.py", "--max-evals", 1, option, "", *QUICK)
+
+        assert result.code == 2, str(result)
+        assert f"{option} is empty" in result.stderr

@@ -148,6 +148,8 @@ def test_every_fault_of_a_file_is_in_one_report(space, write):
         ("points.csv", "layers,batch_size,optimizer\n2,64,\n\n,,adam\n"),
         ("trials.json", '[{"number": 4, "params": {"layers": 2, "batch": 64}},'
                         ' {"number": 5, "params": {"optimizer": "adam"}}]'),
+        ("optimize.jsonl", '{"study": "s", "best": {"trial": 4, "params": {"layers": 2, "batch": 64}}}\n'
+                           '{"study": "t", "best": {"trial": 0, "params": {"optimizer": "adam"}}}'),
     ],
 )  # fmt: skip
 def test_json_json_lines_csv_and_shown_trials_are_read(space, write, name, content):
@@ -166,6 +168,11 @@ def test_json_json_lines_csv_and_shown_trials_are_read(space, write, name, conte
         ("a.csv", "layers,layers\n1,2\n", "the column 'layers' twice"),
         ("a.csv", "layers\n1,2\n", "line 2 has 2 values for 1 columns"),
         ("a.csv", "", "has no points"),
+        ("a.csv", "layers\n2\n" + "x" * 200_000 + "\n", "line 3 is no CSV"),
+        ("a.json", '[{"layers": 2, "layers": 3}]', "has 'layers' twice in one object: 2 and 3"),
+        ("a.jsonl", '{"layers": 1}\n{"layers": 2, "layers": 3}\n', "has 'layers' twice"),
+        ("a.json", '{"study": "s", "best": null}', "tells of study 's' as a whole"),
+        ("a.json", '[{"study": "s", "completed": 4, "best": 0.5}]', "tells of study 's' as a whole"),
     ],
 )
 def test_a_file_that_is_no_list_of_points_is_an_error(space, write, name, content, fact):
@@ -196,6 +203,18 @@ def test_what_an_entry_leaves_out_is_drawn_the_same_way_each_time(space, write):
     for row in (*alone, *later, *elsewhere):
         space.check(space.point(row))
     assert [space.point(row)["layers"] for row in (alone[0], later[1], later[2])] == [3, 3, 3]
+
+
+def test_entries_that_leave_out_the_same_are_told_together(write):
+    space = compile_space({"a": hp.uniform("a", 0, 1), "b": hp.uniform("b", 0, 1)})
+    points = read_points(write([{"a": n / 10} for n in range(6)] + [{"b": 0.5}, {"a": 0, "b": 0}]), space)
+
+    said = list(points.drawn(space, points.rows(space, seed=1), [0, 2, 3, 4, 5, 6, 7]))
+
+    assert said == [
+        f"{points.path}, entry 1, entry 3, entry 4 and 2 more: left out, and drawn from the space: b",
+        f"{points.path}, entry 7: left out, and drawn from the space: a",
+    ]
 
 
 def test_a_draw_that_is_computed_says_so(write):

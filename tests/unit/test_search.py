@@ -322,6 +322,11 @@ def all_of(grid, space, seed=0):
         number += 1
 
 
+@pytest.mark.parametrize(("levels", "said"), [(1, "the grid has 1 point"), (2, "the grid has 2 points")])
+def test_a_grid_says_how_many_points_it_has(levels, said):
+    assert Grid(levels).size(compile_space({"x": hp.uniform("x", 0, 1)})) == said
+
+
 def test_a_grid_has_every_combination_of_active_values_once_and_then_no_more():
     space = tree()
 

@@ -28,7 +28,7 @@ from hpo.search import algorithm
 from hpo.search.pruning import Curves, Judge
 from hpo.space import compile_space
 from hpo.stores import Store, connect
-from hpo.study import Ending, Limits, Study
+from hpo.study import Ending, Fate, Limits, Study
 from hpo.testing import IDENTITY, FakeClock
 
 SPACE = compile_space({"x": hp.uniform("x", -1, 1)})
@@ -265,15 +265,26 @@ def test_a_search_that_has_nothing_left_ends_the_study_when_its_trials_have_ende
 
 def test_points_of_a_persons_run_first_and_once(store: Store) -> None:
     first = study(store, FakeExecutor(store, square), Limits(max_evals=2))
-    assert first.enqueue(np.array([[0.5], [0.25], [0.5]])) == 2
+    assert first.enqueue(np.array([[0.5], [0.25], [0.75], [0.5]]), Wish()) == [
+        Fate.NEW,
+        Fate.NEW,
+        Fate.NEW,
+        Fate.TWICE,
+    ]
     first.run(Wish())
 
     second = study(store, FakeExecutor(store, square), Limits(max_evals=4))
-    assert second.enqueue(np.array([[0.5], [0.125], [0.25]])) == 1
+    assert second.enqueue(np.array([[0.5], [0.125], [0.75]]), Wish()) == [Fate.HAD, Fate.NEW, Fate.WAITING]
     second.run(Wish())
 
-    assert [trial.point["x"] for trial in store.trials()][:3] == [0.5, 0.25, 0.125]
-    assert len(list(store.trials())) == 4
+    assert [trial.point["x"] for trial in store.trials()] == [0.5, 0.25, 0.75, 0.125]
+
+
+def test_a_wish_ends_the_taking_of_points(store: Store) -> None:
+    one = study(store, FakeExecutor(store, square), Limits(max_evals=9))
+
+    assert one.enqueue(np.array([[0.5], [0.25]]), Wish(drain=True)) == []
+    assert list(store.trials()) == []
 
 
 def test_each_point_has_its_repeats_before_the_next_and_the_search_sees_their_mean(store: Store) -> None:
@@ -321,7 +332,7 @@ def test_a_point_whose_repeats_were_interrupted_gets_the_others_first(store: Sto
     study(store, FakeExecutor(store, square), Limits(max_evals=ended), repeats=3).run(Wish())
 
     one = study(store, FakeExecutor(store, square, slots=2), Limits(max_evals=9), repeats=3)
-    one.enqueue(np.array([[0.5]]))
+    one.enqueue(np.array([[0.5]]), Wish())
     one.run(Wish())
 
     points = [trial.point["x"] for trial in store.trials()]

@@ -72,9 +72,9 @@ def test_what_does_not_fit_is_listed(url):
 
     assert said[0] == "warm start from old: 2 trials"
     assert sorted(said[1:4]) == [
-        "  not taken, 1: depth can't be 8.0: outside 1 to 5",
-        "  not taken, 1: kind can't be 'b': it is one of {'depth': depth, 'name': 'c'}, a",
-        "  not taken, 1: lr can't be 0.0005: outside 0.001 to 1",
+        "  not taken, 1: depth: outside 1 to 5",
+        "  not taken, 1: kind: it is one of {'depth': depth, 'name': 'c'}, a",
+        "  not taken, 1: lr: outside 0.001 to 1",
     ]
     assert said[4:] == [
         "  left out, as this space lacks it: gone",
@@ -138,7 +138,39 @@ def test_an_option_is_the_same_when_its_words_are_though_its_parameters_changed(
 def test_a_study_of_which_nothing_fits_is_an_error_that_says_why(url):
     earlier(url, points=POINTS[1:2])
 
-    with pytest.raises(UsageError, match=r"lr can't be 0\.0005"):
+    with pytest.raises(UsageError, match=r"lr: outside 0\.001 to 1"):
+        take("old", url, compile_space(NEW), seed=1)
+
+
+def test_trials_that_do_not_fit_for_the_same_reason_are_counted_together(url):
+    earlier(url, points=[{"lr": 0.01 / 2**n, "kind": 0, "gone": 0.5} for n in range(9)])
+
+    said = take("old", url, compile_space(NEW), seed=1).said()
+
+    assert said[:2] == ["warm start from old: 4 trials", "  not taken, 5: lr: outside 0.001 to 1"]
+
+
+def test_a_study_of_another_space_altogether_is_an_error(url):
+    earlier(url)
+
+    with pytest.raises(UsageError, match="study old shares no parameter with this space"):
+        take("old", url, compile_space({"other": hp.uniform("other", 0, 1)}), seed=1)
+
+
+def test_a_trial_without_a_parameter_of_this_space_is_not_taken(url):
+    earlier(url)
+    space = compile_space({"depth": hp.uniformint("depth", 1, 9), "other": hp.uniform("other", 0, 1)})
+
+    taken = take("old", url, space, seed=1)
+
+    assert [trial["trial"] for trial in taken.trials] == [3, 4]
+    assert "  not taken, 3: it has none of this space's parameters" in taken.said()
+
+
+def test_a_study_whose_points_are_all_unfinished_is_an_error(url):
+    earlier(url, points=POINTS[:2], repeats=3)
+
+    with pytest.raises(UsageError, match="it has no point whose trials have all completed"):
         take("old", url, compile_space(NEW), seed=1)
 
 
