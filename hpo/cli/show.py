@@ -258,7 +258,6 @@ def _headline(reports: Sequence[Report], most: int = 3) -> list[str]:
 
 def document(trial: Trial, full: float | None = None) -> dict[str, Any]:
     """A trial as `--json` shows it. ``full``: the number of epochs of a trial that is not pruned."""
-    saved = saving(trial, full)
     return {
         "number": trial.number,
         "state": trial.state.value,
@@ -271,13 +270,22 @@ def document(trial: Trial, full: float | None = None) -> dict[str, Any]:
         "attempts": trial.attempts,
         "epoch_time": trial.result.get("epoch_time"),
         "error": None if trial.error is None else {"kind": trial.error.kind, "reason": trial.error.reason},
-        "pruning": trial.verdict
-        and {
+    } | _pruning_document(trial, full)
+
+
+def _pruning_document(trial: Trial, full: float | None) -> dict[str, Any]:
+    """What the pruner said; nothing of a trial on which it was silent."""
+    if trial.verdict is None:
+        return {}
+    saved = saving(trial, full)
+    return {
+        "pruning": {
             "epoch": trial.verdict.epoch,
             "chance": trial.verdict.chance,
+            "is_spared": trial.verdict.is_spared,
             "saved_epochs": saved and saved.epochs,
             "saved_seconds": saved and saved.seconds,
-        },
+        }
     }
 
 

@@ -103,7 +103,7 @@ def test_without_a_pruner_every_trial_is_trained_to_its_end(project, hpo):
     result = hpo("optimize", "study.py", "--max-evals", 9, "--set", "kind=ends", "--json", *QUICK)
 
     assert result.json["trials"] == {"completed": 9, "pruned": 0, "failed": 0}
-    assert {trial["pruning"] for trial in project.trials().values()} == {None}
+    assert not any("pruning" in trial for trial in project.trials().values())
 
 
 def test_an_objective_that_reports_nothing_is_never_pruned(project, hpo):
