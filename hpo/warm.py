@@ -39,7 +39,7 @@ class Taken:
     def warmed(self, algorithm: Algorithm, space: Space) -> WarmStart:
         """The algorithm that begins at the best of them."""
         ranked = sorted(self.trials, key=lambda trial: (trial["loss"], trial["trial"]))
-        return WarmStart(algorithm, np.array([space.row(trial["point"]) for trial in ranked]))
+        return WarmStart.of(algorithm, space, np.array([space.row(trial["point"]) for trial in ranked]))
 
 
 def kept(store: Store) -> Taken | None:

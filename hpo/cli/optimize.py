@@ -91,7 +91,7 @@ if TYPE_CHECKING:
 @click.option(
     "--warm-start",
     metavar="STUDY",
-    help="Learn from an earlier study's trials, too; STORE_URL#STUDY names one in another store.",
+    help="Begin at an earlier study's best points; STORE_URL#STUDY names one in another store.",
 )
 @click.option("--trial-timeout", type=Duration(), help="Kill a trial that takes longer.")
 @click.option(

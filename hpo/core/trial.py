@@ -93,8 +93,8 @@ class Trial:
     returned besides its loss. ``attempts``: claims so far. ``epochs``: epochs reported.
     ``started``, ``ended``: Unix seconds of the last attempt. ``snapshot``: hash of the code that ran.
     ``revision``: the store's counter at the last change. ``run_id``: the MLflow run made for it beforehand,
-    on a server. ``verdict``: the pruner's on the last attempt; a completed trial that has one ran on all the
-    same.
+    on a server. ``verdict``: the pruner's on the last attempt; a completed trial that has one was spared, or
+    ended before it heard of its stop.
     """
 
     number: int

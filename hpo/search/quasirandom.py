@@ -31,9 +31,8 @@ class Quasirandom:
     def propose(
         self, space: Space, history: History, pending: Array, rng: np.random.Generator, k: int
     ) -> Array:
-        """See `hpo.search.Algorithm.propose`. A point that was tried is passed over, unless
-        ``duplicates`` are allowed; ``rng`` draws one only
-        where a discrete space gives nothing new for long."""
+        """See `hpo.search.Algorithm.propose`. A point that was tried is passed over, unless ``duplicates``
+        are allowed; ``rng`` draws one only where a discrete space gives nothing new for long."""
         seen = Seen.of(history, pending, duplicates=self.duplicates)
         rest = self._sequence(len(space.columns), len(history) + len(pending), k + DRAWS)
         following = iter(space.mask(space.from_unit(rest)))

@@ -1,4 +1,4 @@
-"""Learning from an earlier study's trials, too."""
+"""Beginning where an earlier study ended."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ APART = 0.1
 class WarmStart:
     """An algorithm whose search begins at an earlier study's best points.
 
-    ``rows``: ``(trials, columns)``, valid rows of the space, best first.
+    ``rows``: ``(points, columns)``, what is tried first; `of` chooses them.
 
     Losses of two studies can't be compared: other data, other epochs, perhaps another measure. What carries
-    over is which points were best there: ``first`` of them, `APART` from each other, are tried before the
+    over is which points were best there: some of them, `APART` from each other, are tried before the
     algorithm proposes any. They take the place of its random draws, so a start from an unlike problem costs
     hardly a trial.
 
@@ -44,27 +44,28 @@ class WarmStart:
 
     algorithm: Algorithm
     rows: Array
-    first: int = 5
+
+    @classmethod
+    def of(cls, algorithm: Algorithm, space: Space, ranked: Array, first: int = 5) -> WarmStart:
+        """Args: ranked: ``(trials, columns)``, valid rows of the space, best first."""
+        units = space.to_unit(ranked)
+        chosen: list[int] = []
+        for i in range(len(units)):
+            if len(chosen) == first:
+                break
+            if all(_is_apart(units[i], units[j], space) for j in chosen):
+                chosen.append(i)
+        return cls(algorithm, ranked[chosen])
 
     def propose(
         self, space: Space, history: History, pending: Array, rng: np.random.Generator, k: int
     ) -> Array:
         """See `hpo.search.Algorithm.propose`."""
-        chosen = self.rows[self._chosen(space)]
-        untried = chosen[Seen.of(history, pending).is_new(chosen)][:k]
+        untried = self.rows[Seen.of(history, pending).is_new(self.rows)][:k]
         if len(untried) == k:
             return untried
         more = np.concatenate([pending, untried])
         return np.concatenate([untried, self.algorithm.propose(space, history, more, rng, k - len(untried))])
-
-    def _chosen(self, space: Space) -> list[int]:
-        """Indices of the rows to try, the best of each place."""
-        units = space.to_unit(self.rows)
-        chosen: list[int] = []
-        for i in range(len(units)):
-            if len(chosen) < self.first and all(_is_apart(units[i], units[j], space) for j in chosen):
-                chosen.append(i)
-        return chosen
 
 
 def _is_apart(one: Array, other: Array, space: Space) -> bool:

@@ -221,7 +221,7 @@ def rows_of(space, *points):
 def test_the_earlier_best_points_of_each_place_are_tried_first_then_the_algorithm_proposes():
     space = compile_space(SPACE)
     rows = rows_of(space, (0.5, 0), (0.55, 0), (0.55, 1), (0.9, 0), (0.1, 0))
-    start = WarmStart(Random(), rows, first=3)
+    start = WarmStart.of(Random(), space, rows, first=3)
 
     found = proposals(start, space, 4)
 
@@ -232,7 +232,7 @@ def test_the_earlier_best_points_of_each_place_are_tried_first_then_the_algorith
 def test_one_by_one_they_are_those_of_one_call():
     space = compile_space(SPACE)
     rows = rows_of(space, (0.5, 0), (0.9, 0), (0.1, 0))
-    start, history = WarmStart(Random(), rows), History(2)
+    start, history = WarmStart.of(Random(), space, rows), History(2)
 
     for number in range(3):
         [row] = proposals(start, space, 1, history)
@@ -245,7 +245,7 @@ def test_a_point_that_is_being_tried_is_not_tried_again():
     space = compile_space(SPACE)
     rows = rows_of(space, (0.5, 0), (0.9, 0))
 
-    [found] = proposals(WarmStart(Random(), rows), space, 1, pending=rows[:1])
+    [found] = proposals(WarmStart.of(Random(), space, rows), space, 1, pending=rows[:1])
 
     np.testing.assert_array_equal(found, rows[1])
 
@@ -266,7 +266,7 @@ def best_of(algorithm, space, optimum, evaluations, seed):
 def started(space, optimum):
     rows = space.sample(np.random.default_rng(9), 200)
     ranked = sorted(rows, key=lambda row: bowl(space, row, optimum))
-    return WarmStart(Auto(), np.array(ranked))
+    return WarmStart.of(Auto(), space, np.array(ranked))
 
 
 BOWL = {label: hp.uniform(label, 0, 1) for label in "abcd"}
