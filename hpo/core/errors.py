@@ -119,6 +119,12 @@ class TrackingUnreachable(HpoError):
     exit_code = ExitCode.UNREACHABLE
 
 
+class SparkUnavailable(HpoError):
+    """Spark can't run trials: no Java, no master, no executor, or an executor that lacks something."""
+
+    exit_code = ExitCode.UNREACHABLE
+
+
 class WorkerBroken(HpoError):
     """Workers die before they can claim a trial."""
 

@@ -50,9 +50,10 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """The worker is gone, and why. ``number``: the trial it was given, None if it was idle."""
+    """The worker is gone, and why. ``worker``: its name; None: it is whoever runs the trial. ``number``: the
+    trial it was given, None if it was idle."""
 
-    worker: str
+    worker: str | None
     number: int | None
     failure: Failed
 
