@@ -119,6 +119,12 @@ class TrackingUnreachable(HpoError):
     exit_code = ExitCode.UNREACHABLE
 
 
+class SparkUnavailable(HpoError):
+    """Spark can't be used: no Java, no PySpark, no master, no executor, or one that can't run trials."""
+
+    exit_code = ExitCode.UNREACHABLE
+
+
 class WorkerBroken(HpoError):
     """Workers die before they can claim a trial."""
 
