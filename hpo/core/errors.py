@@ -120,7 +120,7 @@ class TrackingUnreachable(HpoError):
 
 
 class SparkUnavailable(HpoError):
-    """Spark can't run trials: no Java, no master, no executor, or an executor that lacks something."""
+    """Spark can't be used: no Java, no PySpark, no master, no executor, or one that can't run trials."""
 
     exit_code = ExitCode.UNREACHABLE
 
