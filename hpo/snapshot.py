@@ -87,9 +87,13 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def bundle(code: Path, folder: Path) -> Path:
-    """Put code and hpo itself into one archive in ``folder``, named by the SHA-256 of what it holds, for machines
-    that have neither: the code is below ``code/``, and the archive's own root is a place to import hpo from."""
-    entries = {f"code/{path.relative_to(code).as_posix()}": path for path in code.rglob("*") if path.is_file()}
+    """Put code and hpo itself into one archive in ``folder``, named by the SHA-256 of what it holds.
+
+    For machines that have neither: the code is below ``code/``, and hpo is imported from the archive's root.
+    """
+    entries: dict[str, Traversable] = {
+        f"code/{path.relative_to(code).as_posix()}": path for path in code.rglob("*") if path.is_file()
+    }
     entries |= {f"hpo/{name}": path for name, path in _modules(files("hpo"))}
     contents = {name: entries[name].read_bytes() for name in sorted(entries)}
     digest = hashlib.sha256()

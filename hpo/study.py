@@ -172,7 +172,8 @@ class Study:
                 return ending
             if ending is None:
                 self._feed()
-            if not self._submitted:
+            # Without an ending and without a trial to wait for, no worker is there yet; or nothing is left.
+            if not self._submitted and (ending is not None or self.exhausted is not None):
                 return ending or Ending.DONE
             for event in self.executor.wait(WAIT_SECONDS):
                 if event.number is not None:

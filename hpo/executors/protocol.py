@@ -62,7 +62,9 @@ Event = Finished | Died
 
 
 class Executor(Protocol):
-    slots: int
+    @property
+    def slots(self) -> int:
+        """How many trials may run at a time, as things are now."""
 
     def free(self) -> int:
         """How many more trials could be submitted now."""

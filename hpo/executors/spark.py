@@ -3,8 +3,9 @@
     driver  --one thread a trial: a job of one task-->  a slot of the cluster (`spark_slot.py`)
     driver  <--how it ended-- the job's result;  epochs, files and outcomes go to the store
 
-A trial is sent when the cluster has a slot for it, so none is queued while better ones could be proposed. What
-Spark does behind the driver's back (it runs lost tasks again) ends at the store: a trial is claimed once.
+A trial is sent when the cluster has a slot for it, so none is queued while better ones could be proposed.
+What Spark does behind the driver's back (it runs lost tasks again) ends at the store, where a trial is
+claimed once.
 """
 
 from __future__ import annotations
@@ -16,11 +17,9 @@ import os
 import queue
 import re
 import secrets
-import shlex
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 import warnings
@@ -37,7 +36,6 @@ from hpo.core.errors import HpoError, SparkUnavailable, WorkerBroken
 from hpo.core.trial import Failed, Kind
 from hpo.executors.java import prepare_java
 from hpo.executors.protocol import Died, Event, Finished, WorkerSettings
-from hpo.stores.server import serving
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
@@ -145,7 +143,7 @@ class SparkExecutor:
     def cancel(self, numbers: Collection[int] | None = None) -> None:
         for number in list(self._jobs):
             if numbers is None or number in numbers:
-                self._context.cancelJobGroup(self._jobs.pop(number))
+                self._cancel(self._jobs.pop(number))
 
     def close(self) -> None:
         self._close()
@@ -161,7 +159,7 @@ class SparkExecutor:
         self._outcomes.put((number, group, answer))
 
     def _job(self, message: Mapping[str, Any], group: str, what: str, tasks: int = 1) -> dict[str, Any]:
-        """Run the message as a job of so many tasks; returns the first answer that is no success, or else any."""
+        """Run the message as a job of so many tasks; returns the first that is no success, else any."""
         context = self._context
         context.setJobGroup(group, f"hpo {self._settings.study} {what}", interruptOnCancel=True)
         payloads = context.parallelize([json.dumps(message)] * tasks, tasks)
@@ -199,7 +197,11 @@ class SparkExecutor:
         if settings.store.startswith("sqlite:") and not is_local(self._context.master):
             token = os.environ.get("HPO_TOKEN") or secrets.token_hex(16)
             host = self._context.getConf().get("spark.driver.host") or "127.0.0.1"
-            server = stack.enter_context(serving(settings.store, host=host, token=token, study=settings.study))
+            from hpo.stores.server import serving
+
+            server = stack.enter_context(
+                serving(settings.store, host=host, token=token, study=settings.study)
+            )
             settings = replace(settings, store=server.url)
         return {
             "archive": archive.name,
@@ -221,7 +223,7 @@ class SparkExecutor:
             self._pause()
 
     def _warm(self) -> None:
-        """Have every slot load the objective, so that what an executor lacks is told before the first trial."""
+        """Have every slot load the objective: what an executor lacks is told before the first trial."""
         tasks, result = self.slots, []
 
         def probe() -> None:
@@ -238,7 +240,9 @@ class SparkExecutor:
         if "broken" in answer:
             raise _broken(answer["broken"])
         if "lost" in answer:
-            raise SparkUnavailable(f"no trial can run on {self._cluster.master}: {answer['lost']}", _MEND_LOST)
+            raise SparkUnavailable(
+                f"no trial can run on {self._cluster.master}: {answer['lost']}", _MEND_LOST
+            )
 
     def _pause(self) -> None:
         if self._is_interrupted():
@@ -277,8 +281,12 @@ class SparkExecutor:
     def _cancel_jobs(self) -> None:
         for group in [*self._jobs.values(), f"{self._group}-start"]:
             with contextlib.suppress(Exception):  # of a context that is gone, too
-                self._context.cancelJobGroup(group)
+                self._cancel(group)
         self._jobs.clear()
+
+    def _cancel(self, group: str) -> None:
+        # A job that its thread has yet to start is one of the future.
+        self._context._jsc.sc().cancelJobGroupAndFutureJobs(group)
 
 
 _MEND_LOST = "see the executors' logs in Spark's pages, and what a trial prints: hpo log STUDY TRIAL"
@@ -323,7 +331,13 @@ def _task() -> Callable[[Iterator[str]], Iterator[str]]:
                 answer = serve(message, Path(folder))
             except ImportError as error:
                 hint = f"install it for the executors' Python, {sys.executable} ({os.uname().nodename})"
-                answer = {"broken": {"error": "SparkUnavailable", "message": f"an executor lacks what hpo needs: {error}", "hint": hint}}
+                answer = {
+                    "broken": {
+                        "error": "SparkUnavailable",
+                        "message": f"an executor lacks what hpo needs: {error}",
+                        "hint": hint,
+                    }
+                }
             yield json.dumps(answer)
 
     return task
@@ -356,7 +370,9 @@ def _context(cluster: Cluster, settings: WorkerSettings) -> Iterator[SparkContex
         with _quietly(), _handlers_kept(), _stderr_to(log):
             context = SparkContext(conf=conf)
     except Exception as error:
-        raise SparkUnavailable(f"Spark did not start on {cluster.master}: {_reason(error)}", f"its log is {log}") from error
+        raise SparkUnavailable(
+            f"Spark did not start on {cluster.master}: {_reason(error)}", f"its log is {log}"
+        ) from error
     try:
         yield context
     finally:
@@ -415,13 +431,11 @@ def _reason(error: Exception) -> str:
 
 
 def _asked_for(context: SparkContext) -> str:
+    """What a worker must have free for an executor, by the properties that ask for it."""
     conf = context.getConf()
-    asked = {
-        "cores": conf.get("spark.task.cpus", "1"),
-        "executor memory": conf.get("spark.executor.memory", "1g"),
-        "GPUs": conf.get("spark.task.resource.gpu.amount", "0"),
-    }
-    return ", ".join(f"{value} {what}" if what != "executor memory" else f"{value} of {what}" for what, value in asked.items())
+    properties = ("spark.executor.cores", "spark.executor.memory", "spark.executor.resource.gpu.amount")
+    asked = {key: conf.get(key) for key in properties}
+    return ", ".join(f"{key}={value}" for key, value in asked.items() if value) or "1 core and 1g of memory"
 
 
 @contextlib.contextmanager
@@ -447,7 +461,7 @@ def _handlers_kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stderr_to(path: Path) -> Iterator[None]:
-    """What is started meanwhile writes its standard error there: Spark's log would tear the progress display."""
+    """What is started meanwhile writes its standard error there: Spark's log would tear the display."""
     sys.stderr.flush()
     before = os.dup(2)
     try:

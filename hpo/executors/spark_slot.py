@@ -1,11 +1,11 @@
 """What a Spark task does: give one trial to the worker process that its slot keeps.
 
-Spark keeps the Python process of a slot for many tasks, and so is its worker kept beside it, with the frameworks it
-has imported. The worker is a process of its own, as on the driver's machine: Spark runs a task again whose Python
-process dies, without saying so, and can't change a process's GPUs.
+Spark keeps the Python process of a slot for many tasks; so is its worker kept, with the frameworks that it
+has imported. The worker is a process of its own, as on the driver's machine: when a task's Python process
+dies, Spark runs the task again and says nothing, and other GPUs than it began with a process can't have.
 
     Spark's executor --task--> Python process (this module) --socket--> worker (`local_worker.py`)
-                                      '--lifeline: closes when Spark kills it--> keeper, which kills the worker
+                                  '--lifeline: closes when Spark kills it--> keeper, which kills the worker
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def serve(message: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Do what the driver's message asks for, in a Spark task; ``folder`` has its archive.
 
     Returns a document with ``ready`` (where, after loading the objective), ``done`` (the trial's number),
-    ``died`` (a `Died`), ``again`` (Spark's attempt, when another one has claimed the trial) or ``broken`` (why no
-    trial can run here).
+    ``died`` (a `Died`), ``again`` (Spark's attempt, when another one has claimed the trial) or ``broken``
+    (why no trial can run here).
     """
     from pyspark import TaskContext
 
@@ -70,8 +70,8 @@ def serve(message: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _slot_for(message: Mapping[str, Any], folder: Path, gpus: tuple[str, ...]) -> _Slot:
-    """This process's worker. Another study, other code or other GPUs are another worker's: what a framework has
-    seen of the GPUs stays, and the idle worker would keep their memory."""
+    """This process's worker. Another study, other code or other GPUs are another worker's: what a framework
+    has seen of the GPUs stays, and the idle worker would keep their memory."""
     global _slot
     made_for = (folder, message["settings"], message["isolate"], message["token"], gpus)
     if _slot is None or _slot.made_for != made_for:
