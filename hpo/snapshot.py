@@ -9,6 +9,8 @@ import subprocess
 import zipfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from hpo.core.errors import UsageError
@@ -82,6 +84,39 @@ def unpack(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(fresh)
     os.rename(fresh, folder)
+
+
+def bundle(code: Path, folder: Path) -> Path:
+    """Put code and hpo itself into one archive in ``folder``, named by the SHA-256 of what it holds.
+
+    For machines that have neither: the code is below ``code/``, and hpo is imported from the archive's root.
+    """
+    entries: dict[str, Traversable] = {
+        f"code/{path.relative_to(code).as_posix()}": path for path in code.rglob("*") if path.is_file()
+    }
+    entries |= {f"hpo/{name}": path for name, path in _modules(files("hpo"))}
+    contents = {name: entries[name].read_bytes() for name in sorted(entries)}
+    digest = hashlib.sha256()
+    for name, content in contents.items():
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(content)
+    folder.mkdir(parents=True, exist_ok=True)
+    archive = folder / f"{digest.hexdigest()}.zip"
+    fresh = archive.with_name(f".{archive.name}.{secrets.token_hex(4)}")
+    with zipfile.ZipFile(fresh, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in contents.items():
+            packed.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+    os.replace(fresh, archive)
+    return archive
+
+
+def _modules(package: Traversable, below: str = "") -> Iterator[tuple[str, Traversable]]:
+    """A package's Python files, also of one that was imported from an archive."""
+    for entry in package.iterdir():
+        if entry.is_dir():
+            yield from _modules(entry, f"{below}{entry.name}/")
+        elif entry.name.endswith(".py"):
+            yield below + entry.name, entry
 
 
 def _listed(root: Path) -> list[str]:

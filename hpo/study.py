@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hpo.core.errors import OutsideSpace, SearchExhausted, SpaceError, StoreError
-from hpo.core.files import CHECKPOINT, LOG
+from hpo.core.errors import OutsideSpace, SearchExhausted, SpaceError
+from hpo.core.files import CHECKPOINT
 from hpo.core.history import Array, History
 from hpo.core.repeats import Repeats
 from hpo.core.trial import Changes, Failed, Kind, Point, State, Trial
@@ -26,7 +24,7 @@ from hpo.search.seen import Seen
 from hpo.space import Space
 from hpo.stores import Store
 from hpo.tracking import Observer
-from hpo.worker import trial_folder
+from hpo.worker import keep_log
 
 logger = logging.getLogger("hpo.study")
 
@@ -174,7 +172,8 @@ class Study:
                 return ending
             if ending is None:
                 self._feed()
-            if not self._submitted:
+            # Without an ending and without a trial to wait for, no worker is there yet; or nothing is left.
+            if not self._submitted and (ending is not None or self.exhausted is not None):
                 return ending or Ending.DONE
             for event in self.executor.wait(WAIT_SECONDS):
                 if event.number is not None:
@@ -321,16 +320,13 @@ class Study:
             self.store.track(number, begin_run(number, trial.run_id))
 
     def _lost(self, died: Died) -> None:
+        worker = died.worker
         if died.number is not None:
             # What a trial printed is kept before it ends: what watches takes its files then.
-            trial = self.store.trial(died.number)
-            folder = trial_folder(self.work_folder, trial.number, trial.attempts)
-            log = folder / LOG
-            if log.exists() and log.stat().st_size:
-                with contextlib.suppress(StoreError, OSError):
-                    self.store.put_files({LOG: log}, trial.number)
-            shutil.rmtree(folder, ignore_errors=True)
-        self.store.lose(died.worker, died.failure, self.limits.retries)
+            trial = keep_log(self.store, died.number, self.work_folder)
+            worker = worker or trial.worker
+        if worker is not None:
+            self.store.lose(worker, died.failure, self.limits.retries)
 
     def _cancel(self) -> None:
         """Kill what runs and hand it back: it is offered again when the study goes on."""

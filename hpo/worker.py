@@ -30,6 +30,7 @@ from hpo.core.trial import (
     Kind,
     Outcome,
     Pruned,
+    Trial,
     trial_seed,
 )
 from hpo.diagnosis.epochs import Evidence, diagnose
@@ -96,6 +97,19 @@ def run_one(
 def trial_folder(folder: Path, number: int, attempt: int) -> Path:
     """Where an attempt keeps its files while it runs."""
     return folder / "trials" / f"{number:05d}.{attempt}"
+
+
+def keep_log(store: Store, number: int, folder: Path) -> Trial:
+    """Keep what a trial printed in this folder before its worker died, and clear its files away; returns the
+    trial."""
+    trial = store.trial(number)
+    left = trial_folder(folder, number, trial.attempts)
+    log = left / LOG
+    if log.exists() and log.stat().st_size:
+        with contextlib.suppress(StoreError, OSError):
+            store.put_files({LOG: log}, number)
+    shutil.rmtree(left, ignore_errors=True)
+    return trial
 
 
 def _run_claimed(

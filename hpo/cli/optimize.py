@@ -23,6 +23,7 @@ from hpo.core.errors import ExitCode
 
 if TYPE_CHECKING:
     from hpo.executors import Executor
+    from hpo.executors.spark import Cluster
     from hpo.launch import Driven
     from hpo.search.pruning import Judge
     from hpo.study import Ending, Fate, Limits
@@ -93,6 +94,37 @@ if TYPE_CHECKING:
     metavar="STUDY",
     help="Begin at an earlier study's best points; STORE_URL#STUDY names one in another store.",
 )
+@click.option(
+    "--spark",
+    metavar="MASTER",
+    help="Run trials as Spark tasks: local[4], spark://HOST:7077, yarn, k8s://…",
+)
+@click.option(
+    "--parallelism",
+    type=click.IntRange(min=1),
+    help="With --spark: trials at a time.  [default: as many as the cluster has room for]",
+)
+@click.option(
+    "--driver-host",
+    metavar="HOST",
+    help="With --spark: this machine's name or address, as executors reach it.  [default: Spark's own guess]",
+)
+@click.option(
+    "--properties-file",
+    type=click.Path(dir_okay=False, exists=True, path_type=Path),
+    help="With --spark: a file of Spark properties, as spark-conf/spark-defaults.conf.",
+)
+@click.option(
+    "--spark-conf",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="With --spark: a Spark property; goes before the file's.",
+)
+@click.option(
+    "--executor-timeout",
+    type=Duration(),
+    help="With --spark: how long to wait for a first executor.  [default: 1m]",
+)
 @click.option("--trial-timeout", type=Duration(), help="Kill a trial that takes longer.")
 @click.option(
     "--retries",
@@ -160,6 +192,12 @@ def optimize(
     tensorboard_dir: Path | None,
     as_json: bool,
     trial_timeout: float | None,
+    spark: str | None,
+    parallelism: int | None,
+    driver_host: str | None,
+    properties_file: Path | None,
+    spark_conf: tuple[str, ...],
+    executor_timeout: float | None,
     **asked: Any,
 ) -> int:
     """Search for the best parameters of a training function.
@@ -176,6 +214,19 @@ def optimize(
         raise click.UsageError("--warm-start is empty: name a study, as `hpo show` lists them")
     if asked["points"] == Path():
         raise click.UsageError("--points is empty: name a JSON, JSON lines or CSV file")
+    cluster = spark_cluster(
+        spark,
+        parallelism=parallelism,
+        driver_host=driver_host,
+        properties_file=properties_file,
+        conf=spark_conf,
+        patience_seconds=executor_timeout,
+    )
+    if cluster and (workers or gpus or inline):
+        raise click.UsageError(
+            "--spark runs trials on its executors: no --inline; for --workers say --parallelism; GPUs are"
+            " those of Spark's tasks: --spark-conf spark.task.resource.gpu.amount=1"
+        )
     how = How(
         worker_slots(workers, gpus),
         isolate,
@@ -184,6 +235,7 @@ def optimize(
         experiment,
         tensorboard or tensorboard_dir is not None,
         tensorboard_dir,
+        cluster,
     )
     if inline and (len(how.slots) > 1 or gpus or isolate or trial_timeout):
         raise click.UsageError(
@@ -226,12 +278,35 @@ def worker_slots(workers: int | None, gpus: str | None) -> list[tuple[str, ...]]
     return slots
 
 
+def spark_cluster(master: str | None, *, conf: tuple[str, ...], **asked: Any) -> Cluster | None:
+    """What the options say of Spark; None without --spark, which the others need."""
+    said = {name: value for name, value in {"conf": conf, **asked}.items() if value}
+    if master is None:
+        if said:
+            names = {"conf": "spark-conf", "patience_seconds": "executor-timeout"}
+            option = names.get(next(iter(said)), next(iter(said)).replace("_", "-"))
+            raise click.UsageError(f"--{option} is about Spark: name a master, --spark local[2]")
+        return None
+    from hpo.executors.spark import Cluster
+
+    if not re.fullmatch(r"(local(-cluster)?\[.+\]|local|yarn|(spark|k8s)://.+)", master):
+        raise click.UsageError(
+            f"--spark {master} is no master: write local[4], spark://HOST:7077, yarn or k8s://https://HOST:PORT"
+        )
+    pairs = dict(text.partition("=")[::2] for text in conf)
+    for key, value in pairs.items():
+        if not key.startswith("spark.") or not value:
+            raise click.UsageError(f"--spark-conf {key}={value}: write spark.executor.memory=4g")
+    return Cluster(master, **said | ({"conf": pairs} if pairs else {}))
+
+
 GPU = re.compile(r"\d+|(GPU|MIG)-[0-9a-fA-F/-]+")  # an index or a UUID, as nvidia-smi lists them
 
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """Where trials run and where they are shown. ``slots``: the devices of each worker."""
+    """Where trials run and where they are shown. ``slots``: the devices of each worker; ``cluster``: where
+    trials run in place of here."""
 
     slots: list[tuple[str, ...]]
     isolate: bool
@@ -240,6 +315,7 @@ class How:
     experiment: str | None
     tensorboard: bool
     tensorboard_folder: Path | None
+    cluster: Cluster | None = None
 
 
 def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_json: bool) -> int:
@@ -269,7 +345,7 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
     # Standard output is the document's alone: an objective that runs --inline prints elsewhere.
     aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     with aside, _logged_to(progress.say):
-        progress.say(_opening(driven, how.slots))
+        progress.say(_opening(driven, how))
         if limits.max_evals is not None and (have := _ended(driven)) >= limits.max_evals:
             progress.say(f"it has {have} trials already; for 20 more: --max-evals {have + 20}")
         for warning in driven.warnings:
@@ -278,7 +354,7 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
             # Nobody can take a trial back that runs right here: --inline leaves a Ctrl-C earlier.
             with (
                 interrupts.gently(progress.say, patience=2 if how.inline else 3),
-                contextlib.closing(_executor(driven, how)) as executor,
+                contextlib.closing(_executor(driven, how, interrupts)) as executor,
             ):
                 study = Study(
                     store=store,
@@ -365,7 +441,7 @@ def _tensorboard(driven: Driven, how: How) -> TensorBoardObserver | None:
     return TensorBoardObserver(driven.store, how.tensorboard_folder or beside / driven.identity.study)
 
 
-def _executor(driven: Driven, how: How) -> Executor:
+def _executor(driven: Driven, how: How, interrupts: Interrupts) -> Executor:
     from hpo.tracking.mlflow import is_http
 
     settings = driven.settings
@@ -376,6 +452,15 @@ def _executor(driven: Driven, how: How) -> Executor:
         from hpo.executors.processes import worker_name
 
         return InlineExecutor(driven.store, driven.task, settings, worker_name(os.getpid()))
+    if how.cluster:
+        from hpo.executors.spark import SparkExecutor
+
+        return SparkExecutor(
+            settings,
+            how.cluster,
+            isolate=how.isolate,
+            is_interrupted=lambda: interrupts.is_drain() or interrupts.is_cancel(),
+        )
     from hpo.executors.processes import ProcessExecutor
 
     return ProcessExecutor(settings, how.slots, isolate=how.isolate)
@@ -451,14 +536,16 @@ def _document(driven: Driven, mlflow: MlflowObserver | None) -> dict[str, Any]:
     }
 
 
-def _opening(driven: Driven, slots: list[tuple[str, ...]]) -> str:
-    identity = driven.identity
+def _opening(driven: Driven, how: How) -> str:
+    identity, slots = driven.identity, how.slots
     what = "new study" if driven.is_new else "continuing study"
     workers = f"{len(slots)} worker{'s' if len(slots) > 1 else ''}"
-    if slots[0]:
+    if how.cluster:
+        workers = f"on Spark at {how.cluster.master}"
+    elif slots[0]:
         workers += f" on GPUs {', '.join('+'.join(slot) for slot in slots)}"
-    how = f"algorithm {identity.algorithm}, pruner {driven.pruner}, seed {identity.seed}"
-    return f"{what} {identity.study}: {how}, {workers}"
+    search = f"algorithm {identity.algorithm}, pruner {driven.pruner}, seed {identity.seed}"
+    return f"{what} {identity.study}: {search}, {workers}"
 
 
 def _ended(driven: Driven) -> int:

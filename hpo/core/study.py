@@ -55,3 +55,14 @@ class StudyRecord:
     counts: Mapping[str, int] = field(default_factory=dict)
     driver: Driver | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRecord:
+    """A worker that announced itself to a study. ``offers``: what it said it has. ``beats``: a counter that
+    each sign of life of an idle worker moves. ``trial``: the one it runs now."""
+
+    name: str
+    offers: Mapping[str, Any]
+    beats: int
+    trial: int | None

@@ -36,15 +36,21 @@ class ProcessExecutor:
     """See `hpo.executors.protocol.Executor`.
 
     Args: gpus: for each worker the devices it has, as CUDA_VISIBLE_DEVICES names them; ``()`` leaves them
-    as they are. isolate: a fresh process for every trial.
+    as they are. isolate: a fresh process for every trial. environment: what workers have beside this
+    process's own.
     """
 
     def __init__(
-        self, settings: WorkerSettings, gpus: Sequence[tuple[str, ...]], *, isolate: bool = False
+        self,
+        settings: WorkerSettings,
+        gpus: Sequence[tuple[str, ...]],
+        *,
+        isolate: bool = False,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._settings = settings
         self._isolate = isolate
-        self._environment = environment_of_workers(len(gpus))
+        self._environment = {**environment_of_workers(len(gpus)), **(environment or {})}
         # Nobody writes to it and only this process holds its other end: it closes when this process dies.
         self._pipe: tuple[int, ...] = os.pipe()
         self._deaths_in_a_row = 0
@@ -55,6 +61,15 @@ class ProcessExecutor:
 
     def free(self) -> int:
         return sum(worker.number is None for worker in self._workers) + len(self._vacant)
+
+    def start(self) -> None:
+        """Start the workers that do not run: their first trials will find them ready."""
+        while self._vacant:
+            self._workers.append(self._start(self._vacant.pop(0)))
+
+    def is_ready(self) -> bool:
+        """Whether every worker has loaded the objective; `wait` brings it about."""
+        return not self._vacant and all(worker.is_ready for worker in self._workers)
 
     def submit(self, number: int) -> None:
         worker = next((worker for worker in self._workers if worker.number is None), None)

@@ -50,9 +50,10 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """The worker is gone, and why. ``number``: the trial it was given, None if it was idle."""
+    """The worker is gone, and why. ``worker``: its name; None: it is whoever runs the trial. ``number``: the
+    trial it was given, None if it was idle."""
 
-    worker: str
+    worker: str | None
     number: int | None
     failure: Failed
 
@@ -61,7 +62,9 @@ Event = Finished | Died
 
 
 class Executor(Protocol):
-    slots: int
+    @property
+    def slots(self) -> int:
+        """How many trials may run at a time, as things are now."""
 
     def free(self) -> int:
         """How many more trials could be submitted now."""

@@ -8,7 +8,8 @@ __all__ = ["Best", "Catalog", "Store", "StoredFile", "best_of", "connect", "mean
 
 
 def connect(url: str, *, create: bool = False, check: bool = False) -> Catalog:
-    """Open the place that ``url`` names, ``sqlite:///hpo.db`` for a file.
+    """Open the place that ``url`` names: ``sqlite:///hpo.db`` a file, ``http://host:port`` a server that has
+    one (`hpo serve`), with the token in HPO_TOKEN.
 
     Args: create: make it if there is none; check: look for damage first (reads the whole file).
     Raises a StoreError that names the place and the mend.
@@ -17,4 +18,11 @@ def connect(url: str, *, create: bool = False, check: bool = False) -> Catalog:
         from hpo.stores.sqlite import SqliteCatalog
 
         return SqliteCatalog(url, create=create, check=check)
-    raise UsageError(f"{url!r} is no store's address", "name a file as --store sqlite:///hpo.db")
+    if url.startswith(("http://", "https://")):
+        from hpo.stores.http import HttpCatalog
+
+        return HttpCatalog(url)
+    raise UsageError(
+        f"{url!r} is no store's address",
+        "name a file as --store sqlite:///hpo.db, or a server as --store http://HOST:PORT",
+    )

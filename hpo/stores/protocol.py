@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from hpo.core.study import Driver, Identity, StudyRecord
+from hpo.core.study import Driver, Identity, StudyRecord, WorkerRecord
 from hpo.core.trial import Answer, Changes, Claim, Failed, Outcome, Point, Report, State, Trial, Verdict
 
 
@@ -100,10 +100,30 @@ class Store(Protocol):
 
     # --- the worker's side
     def announce(self, worker: str, offers: Mapping[str, Any]) -> None:
-        """A worker exists and says what it has: host, pid, GPUs."""
+        """A worker lives, and says what it has: host, pid, GPUs. Each call moves `WorkerRecord.beats`: it is
+        the sign of life of one that has no trial."""
 
-    def claim(self, worker: str, number: int | None = None) -> Claim | None:
-        """The waiting trial of that number, or the first one; None if there is none. One worker gets it."""
+    def retire(self, worker: str) -> None:
+        """The worker is gone. Nothing happens if it is unknown."""
+
+    def workers(self) -> list[WorkerRecord]:
+        """Those that were announced and have not retired, by name."""
+
+    def claim(
+        self,
+        worker: str,
+        number: int | None = None,
+        *,
+        gpus: tuple[str, ...] = (),
+        wait_seconds: float = 0.0,
+        token: str | None = None,
+    ) -> Claim | None:
+        """The waiting trial of that number, or the first one; None if there is none. One worker gets it.
+
+        Args: gpus: the devices it will run on, kept with the trial; wait_seconds: how long to wait for one
+        to be offered; token: the claim's own, made up by a caller who may have to ask twice: while a trial
+        runs under it, that very claim is the answer.
+        """
 
     def renew(self, claim: Claim) -> Answer:
         """The worker lives. Raises ClaimLost."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -18,7 +17,6 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +34,6 @@ from hpo.core.trial import (
     Answer,
     Changes,
     Claim,
-    Completed,
     Failed,
     Kind,
     Outcome,
@@ -46,7 +43,19 @@ from hpo.core.trial import (
     Trial,
     Verdict,
 )
+from hpo.stores.documents import (
+    driver_document,
+    dump,
+    identity_document,
+    load,
+    outcome_document,
+    read_driver,
+    read_identity,
+    read_verdict,
+    verdict_document,
+)
 from hpo.stores.lease import LeaseWatch
+from hpo.stores.polling import claimed_within
 from hpo.stores.protocol import StoredFile
 from hpo.stores.sqlite_file import (
     MIGRATIONS,
@@ -92,7 +101,7 @@ class SqliteCatalog:
             return [row["name"] for row in self._connection.execute("SELECT name FROM studies ORDER BY id")]
 
     def create(self, identity: Identity) -> SqliteStore:
-        row = (identity.study, _dump(_identity_document(identity)), time.time())
+        row = (identity.study, dump(identity_document(identity)), time.time())
         with writing(self._connection, self.path):
             self._connection.execute(
                 "INSERT INTO studies (name, identity, created) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", row
@@ -146,13 +155,13 @@ class SqliteStore:
             notes = self._all("SELECT name, value FROM notes WHERE study = :study")
         with _readable(f"study {self.study!r}"):
             return StudyRecord(
-                identity=Identity(study=self.study, **json.loads(row["identity"])),
+                identity=read_identity(self.study, load(row["identity"])),
                 snapshot=row["snapshot"],
                 created=row["created"],
                 revision=row["revision"],
                 counts={state.value: 0 for state in State} | {r["state"]: r["n"] for r in counts},
                 driver=_driver(row["driver"]),
-                notes={r["name"]: json.loads(r["value"]) for r in notes},
+                notes={r["name"]: load(r["value"]) for r in notes},
             )
 
     def lead(self, driver: Driver, instead_of: Driver | None = None) -> Driver:
@@ -160,14 +169,16 @@ class SqliteStore:
             held = _driver(self._one("SELECT driver FROM studies WHERE id = :study")["driver"])
             if held is not None and held != instead_of:
                 return held
-            self._do("UPDATE studies SET driver = :driver WHERE id = :study", driver=_dump(asdict(driver)))
+            self._do(
+                "UPDATE studies SET driver = :driver WHERE id = :study", driver=dump(driver_document(driver))
+            )
             return driver
 
     def resign(self, driver: Driver) -> None:
         with self._writing():
             self._do(
                 "UPDATE studies SET driver = NULL WHERE id = :study AND driver = :driver",
-                driver=_dump(asdict(driver)),
+                driver=dump(driver_document(driver)),
             )
 
     def use_snapshot(self, sha256: str) -> None:
@@ -179,7 +190,7 @@ class SqliteStore:
             self._do(
                 "INSERT OR REPLACE INTO notes VALUES (:study, :name, :value)",
                 name=name,
-                value=_dump(value),
+                value=dump(value),
             )
 
     # --- the driver's side of trials
@@ -227,7 +238,7 @@ class SqliteStore:
                 "UPDATE trials SET stop = :stop, verdict = :verdict"
                 " WHERE study = :study AND number = :number AND state = 'running'",
                 stop=int(verdict is None or not verdict.is_spared),
-                verdict=None if verdict is None else _dump(asdict(verdict)),
+                verdict=None if verdict is None else dump(verdict_document(verdict)),
                 number=number,
             )
 
@@ -238,41 +249,51 @@ class SqliteStore:
             self._do(
                 "INSERT OR REPLACE INTO workers VALUES (:study, :worker, :offers, :now)",
                 worker=worker,
-                offers=_dump(dict(offers)),
+                offers=dump(dict(offers)),
                 now=time.time(),
             )
 
-    def claim(self, worker: str, number: int | None = None) -> Claim | None:
+    def claim(
+        self,
+        worker: str,
+        number: int | None = None,
+        *,
+        gpus: tuple[str, ...] = (),
+        wait_seconds: float = 0.0,
+        token: str | None = None,
+    ) -> Claim | None:
+        chosen = token or secrets.token_hex(8)
+        return claimed_within(wait_seconds, lambda: self._claim(worker, number, chosen))
+
+    def _claim(self, worker: str, number: int | None, token: str) -> Claim | None:
         wanted = "" if number is None else "AND number = :number"
         with self._writing():
             row = self._one(
-                "SELECT number, point, attempts, run_id FROM trials"
+                "SELECT number, token, point, attempts, worker, run_id FROM trials"
+                " WHERE study = :study AND state = 'running' AND token = :token",
+                token=token,
+            )
+            if row is not None:
+                return _read_claim(row)
+            row = self._one(
+                "SELECT number FROM trials"
                 f" WHERE study = :study AND state = 'waiting' {wanted} ORDER BY number LIMIT 1",
                 number=number,
             )
             if row is None:
                 return None
-            claim = Claim(
-                number=row["number"],
-                token=secrets.token_hex(8),
-                attempt=row["attempts"] + 1,
-                worker=worker,
-                point=json.loads(row["point"]),
-                run_id=row["run_id"],
-            )
             self._do(
                 "UPDATE trials SET state = 'running', worker = :worker, token = :token, beats = 0, stop = 0,"
-                " verdict = NULL, attempts = :attempt, started = :now, ended = NULL, revision = :revision,"
-                " snapshot = (SELECT snapshot FROM studies WHERE id = :study)"
+                " verdict = NULL, attempts = attempts + 1, started = :now, ended = NULL,"
+                " revision = :revision, snapshot = (SELECT snapshot FROM studies WHERE id = :study)"
                 " WHERE study = :study AND number = :number",
                 worker=worker,
-                token=claim.token,
-                attempt=claim.attempt,
+                token=token,
                 now=time.time(),
                 revision=self._next_revision(),
-                number=claim.number,
+                number=row["number"],
             )
-        return claim
+            return _read_claim(self._trial_row(row["number"]))
 
     def renew(self, claim: Claim) -> Answer:
         with self._writing():
@@ -298,7 +319,7 @@ class SqliteStore:
                 number=claim.number,
                 epoch=epoch,
                 loss=loss,
-                metrics=_dump(dict(metrics)),
+                metrics=dump(dict(metrics)),
                 time=time,
                 attempt=claim.attempt,
                 revision=self._next_revision(),
@@ -507,11 +528,12 @@ class SqliteStore:
 
     def _end(self, number: int, outcome: Outcome) -> list[str]:
         """The trial has ended; returns the hashes of its checkpoints, which are forgotten, for `_clear`."""
+        document = outcome_document(outcome)
         self._do(
             "UPDATE trials SET state = :state, loss = :loss, result = :result, error_kind = :kind,"
             " error_reason = :reason, ended = :now, revision = :revision"
             " WHERE study = :study AND number = :number",
-            **_outcome_columns(outcome),
+            **document | {"result": dump(document["result"])},
             now=time.time(),
             revision=self._next_revision(),
             number=number,
@@ -525,8 +547,8 @@ class SqliteStore:
             "INSERT INTO trials (study, number, state, point, params, created, revision, run_id)"
             " VALUES (:study, :number, 'waiting', :point, :params, :now, :revision, :run_id)",
             number=number,
-            point=_dump(dict(point)),
-            params=_dump(params),
+            point=dump(dict(point)),
+            params=dump(params),
             now=time.time(),
             revision=self._next_revision(),
             run_id=run_id,
@@ -634,46 +656,8 @@ def _copy_hashed(source: Path, target: Path) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def _dump(value: Any) -> str:
-    # In ASCII: a lone surrogate (part of a file name in an error, say) is no UTF-8.
-    return json.dumps(value, separators=(",", ":"))
-
-
 def _driver(text: str | None) -> Driver | None:
-    return None if text is None else Driver(**json.loads(text))
-
-
-def _identity_document(identity: Identity) -> dict[str, Any]:
-    return {
-        "entry_point": identity.entry_point,
-        "fingerprint": identity.fingerprint,
-        "space": identity.space,
-        "arguments": dict(identity.arguments),
-        "seed": identity.seed,
-        "algorithm": identity.algorithm,
-        "repeats": identity.repeats,
-        "is_noisy": identity.is_noisy,
-        "warm_start": identity.warm_start,
-    }
-
-
-def _outcome_columns(outcome: Outcome) -> dict[str, Any]:
-    if isinstance(outcome, Failed):
-        return {
-            "state": State.FAILED.value,
-            "loss": None,
-            "result": "{}",
-            "kind": outcome.kind.value,
-            "reason": outcome.reason.encode(errors="backslashreplace").decode(),
-        }
-    state = State.COMPLETED if isinstance(outcome, Completed) else State.PRUNED
-    return {
-        "state": state.value,
-        "loss": outcome.loss,
-        "result": _dump(outcome.result),
-        "kind": None,
-        "reason": None,
-    }
+    return None if text is None else read_driver(load(text))
 
 
 @contextlib.contextmanager
@@ -697,11 +681,11 @@ def _read_trial(row: sqlite3.Row) -> Trial:
     return Trial(
         number=row["number"],
         state=State(row["state"]),
-        point=json.loads(row["point"]),
-        params=json.loads(row["params"]),
+        point=load(row["point"]),
+        params=load(row["params"]),
         revision=row["revision"],
         loss=row["loss"],
-        result=json.loads(row["result"]),
+        result=load(row["result"]),
         error=None if kind is None else Failed(Kind(kind), row["error_reason"]),
         worker=row["worker"],
         attempts=row["attempts"],
@@ -711,7 +695,18 @@ def _read_trial(row: sqlite3.Row) -> Trial:
         ended=row["ended"],
         snapshot=row["snapshot"],
         run_id=row["run_id"],
-        verdict=None if row["verdict"] is None else Verdict(**json.loads(row["verdict"])),
+        verdict=None if row["verdict"] is None else read_verdict(load(row["verdict"])),
+    )
+
+
+def _read_claim(row: sqlite3.Row) -> Claim:
+    return Claim(
+        number=row["number"],
+        token=row["token"],
+        attempt=row["attempts"],
+        worker=row["worker"],
+        point=load(row["point"]),
+        run_id=row["run_id"],
     )
 
 
@@ -720,7 +715,7 @@ def _report(row: sqlite3.Row) -> Report:
         number=row["number"],
         epoch=row["epoch"],
         loss=row["loss"],
-        metrics=json.loads(row["metrics"]),
+        metrics=load(row["metrics"]),
         time=row["time"],
         attempt=row["attempt"],
         revision=row["revision"],

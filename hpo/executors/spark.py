@@ -1,0 +1,474 @@
+"""Trials as Spark jobs: one trial is one job of one task, in a job group of its own.
+
+    driver  --one thread a trial: a job of one task-->  a slot of the cluster (`spark_slot.py`)
+    driver  <--how it ended-- the job's result;  epochs, files and outcomes go to the store
+
+A trial is sent when the cluster has a slot for it, so none is queued while better ones could be proposed.
+What Spark does behind the driver's back (it runs lost tasks again) ends at the store, where a trial is
+claimed once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import re
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from hpo import snapshot
+from hpo.core import errors
+from hpo.core.errors import HpoError, SparkUnavailable, WorkerBroken
+from hpo.core.trial import Failed, Kind
+from hpo.executors.java import prepare_java
+from hpo.executors.protocol import Died, Event, Finished, WorkerSettings
+
+if TYPE_CHECKING:
+    from pyspark import SparkContext
+
+logger = logging.getLogger("hpo.spark")
+
+MASTER_SECONDS = 5.0  # for a standalone master to answer
+CAPACITY_SECONDS = 0.2  # how old the count of slots may be
+STARVED_SECONDS = 10.0  # without any executor before it is said
+JOB_THREADS = 1024
+DEATHS_BEFORE_BROKEN = 10  # in a row, on whatever executors
+OURS = {
+    # An objective that is stopped holds its slot until Spark kills its Python process.
+    "spark.python.task.killTimeout": "1s",
+    # One-task jobs have no place where their data would be.
+    "spark.locality.wait": "0s",
+    # A second copy of a training is nothing but waste: the store gives a trial to one worker.
+    "spark.speculation": "false",
+    "spark.ui.showConsoleProgress": "false",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Where Spark is and what is asked of it.
+
+    ``parallelism``: trials at a time, None for all the slots there are. ``driver_host``: this machine as
+    executors reach it, None for Spark's own idea. ``properties_file``: as for spark-submit. ``conf``:
+    Spark properties. ``patience_seconds``: how long to wait for a first executor.
+    """
+
+    master: str
+    parallelism: int | None = None
+    driver_host: str | None = None
+    properties_file: Path | None = None
+    conf: Mapping[str, str] = field(default_factory=dict)
+    patience_seconds: float = 60.0
+
+
+class SparkExecutor:
+    """See `hpo.executors.protocol.Executor`.
+
+    A Spark context that this process has already (a notebook's) is used and left as it is; else one is made,
+    and stopped by `close`.
+
+    Args: settings: with the store's address on this machine. isolate: a fresh process for every trial.
+    is_interrupted: asked while the cluster is waited for. Raises SparkUnavailable, LoadError.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        cluster: Cluster,
+        *,
+        isolate: bool = False,
+        is_interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._settings = settings
+        self._cluster = cluster
+        self._isolate = isolate
+        self._is_interrupted = is_interrupted
+        self._group = f"hpo-{settings.study}-{secrets.token_hex(4)}"
+        self._jobs: dict[int, str] = {}  # a trial's number, its job's group
+        self._serial = 0
+        self._outcomes: queue.SimpleQueue[tuple[int, str, dict[str, Any]]] = queue.SimpleQueue()
+        self._deaths_in_a_row = 0
+        self._capacity = (0, 0.0)
+        self._starved_at: float | None = None
+        with contextlib.ExitStack() as stack:
+            self._context = stack.enter_context(_context(cluster, settings))
+            self._threads = ThreadPoolExecutor(JOB_THREADS, thread_name_prefix="hpo-spark")
+            stack.callback(self._threads.shutdown)
+            stack.callback(self._cancel_jobs)
+            self._message = self._message_for(stack)
+            self._wait_for_executors()
+            self._warm()
+            self._close = stack.pop_all().close
+
+    @property
+    def slots(self) -> int:
+        """How many trials run at a time, as far as the cluster has room now."""
+        slots = self._slots_of_cluster()
+        return slots if self._cluster.parallelism is None else min(slots, self._cluster.parallelism)
+
+    def free(self) -> int:
+        return max(0, self.slots - len(self._jobs))
+
+    def submit(self, number: int) -> None:
+        if not self.free():
+            raise IndexError("the cluster has no free slot")
+        self._serial += 1
+        group = f"{self._group}-{number}-{self._serial}"
+        self._jobs[number] = group
+        self._threads.submit(self._run, number, group)
+
+    def wait(self, seconds: float) -> list[Event]:
+        self._look_after_cluster()
+        events: list[Event] = []
+        with contextlib.suppress(queue.Empty):
+            events += self._heard(*self._outcomes.get(timeout=seconds))
+            while True:
+                events += self._heard(*self._outcomes.get_nowait())
+        return events
+
+    def cancel(self, numbers: Collection[int] | None = None) -> None:
+        for number in list(self._jobs):
+            if numbers is None or number in numbers:
+                self._cancel(self._jobs.pop(number))
+
+    def close(self) -> None:
+        self._close()
+
+    # --- one trial
+
+    def _run(self, number: int, group: str) -> None:
+        """One job, in a thread of its own: Spark's job groups are the threads'."""
+        try:
+            answer = self._job({**self._message, "number": number}, group, f"trial {number}")
+        except Exception as error:
+            answer = {"lost": _reason(error)}
+        self._outcomes.put((number, group, answer))
+
+    def _job(self, message: Mapping[str, Any], group: str, what: str, tasks: int = 1) -> dict[str, Any]:
+        """Run the message as a job of so many tasks; returns the first that is no success, else any."""
+        context = self._context
+        context.setJobGroup(group, f"hpo {self._settings.study} {what}", interruptOnCancel=True)
+        payloads = context.parallelize([json.dumps(message)] * tasks, tasks)
+        answers = [json.loads(text) for text in payloads.mapPartitions(_task()).collect()]
+        return next((answer for answer in answers if "broken" in answer), answers[0])
+
+    def _heard(self, number: int, group: str, answer: dict[str, Any]) -> list[Event]:
+        if self._jobs.get(number) != group:
+            return []  # it was cancelled
+        del self._jobs[number]
+        if "broken" in answer:
+            raise _broken(answer["broken"])
+        if "done" in answer:
+            self._deaths_in_a_row = 0
+            return [Finished(number)]
+        if "died" in answer:
+            died = answer["died"]
+            return [Died(died["worker"], number, Failed(Kind(died["kind"]), died["reason"]))]
+        if "again" in answer:
+            reason = "the Spark executor that ran it was lost, or the Python process of its task"
+        else:
+            reason = answer["lost"]
+        self._deaths_in_a_row += 1
+        if self._deaths_in_a_row >= DEATHS_BEFORE_BROKEN:
+            raise WorkerBroken(f"{self._deaths_in_a_row} Spark jobs in a row were lost: {reason}", _MEND_LOST)
+        return [Died(None, number, Failed(Kind.LOST, reason))]
+
+    # --- the cluster
+
+    def _message_for(self, stack: contextlib.ExitStack) -> dict[str, Any]:
+        """What every task is told: the archive, and the study's address as executors reach it."""
+        archive = snapshot.bundle(Path(self._settings.code), self._settings.work_folder / "spark")
+        self._context.addFile(str(archive))
+        settings, token = self._settings, None
+        if settings.store.startswith("sqlite:") and not is_local(self._context.master):
+            token = os.environ.get("HPO_TOKEN") or secrets.token_hex(16)
+            host = self._context.getConf().get("spark.driver.host") or "127.0.0.1"
+            from hpo.stores.server import serving
+
+            server = stack.enter_context(
+                serving(settings.store, host=host, token=token, study=settings.study)
+            )
+            settings = replace(settings, store=server.url)
+        return {
+            "archive": archive.name,
+            "settings": asdict(settings),
+            "isolate": self._isolate,
+            "token": token,
+            "number": None,
+        }
+
+    def _wait_for_executors(self) -> None:
+        deadline = time.monotonic() + self._cluster.patience_seconds
+        while not self._slots_of_cluster():
+            self._look_after_cluster()
+            if time.monotonic() >= deadline:
+                raise SparkUnavailable(
+                    f"{self._cluster.master} gave no executor within {self._cluster.patience_seconds:g} s",
+                    f"a worker must have free what a trial asks for: {_asked_for(self._context)}",
+                )
+            self._pause()
+
+    def _warm(self) -> None:
+        """Have every slot load the objective: what an executor lacks is told before the first trial."""
+        tasks, result = self.slots, []
+
+        def probe() -> None:
+            try:
+                result.append(self._job(self._message, f"{self._group}-start", "start", tasks))
+            except Exception as error:
+                result.append({"lost": _reason(error)})
+
+        self._threads.submit(probe)
+        while not result:
+            self._look_after_cluster()
+            self._pause()
+        [answer] = result
+        if "broken" in answer:
+            raise _broken(answer["broken"])
+        if "lost" in answer:
+            raise SparkUnavailable(
+                f"no trial can run on {self._cluster.master}: {answer['lost']}", _MEND_LOST
+            )
+
+    def _pause(self) -> None:
+        if self._is_interrupted():
+            raise KeyboardInterrupt
+        time.sleep(0.1)
+
+    def _slots_of_cluster(self) -> int:
+        """How many tasks could run at the same time now, by cores, GPUs and whatever tasks ask for."""
+        slots, when = self._capacity
+        if time.monotonic() - when > CAPACITY_SECONDS:
+            jvm = self._context._jsc.sc()
+            if jvm.isStopped():
+                return 0
+            slots = jvm.maxNumConcurrentTasks(jvm.resourceProfileManager().defaultResourceProfile())
+            if self._context.getConf().get("spark.dynamicAllocation.enabled", "false") == "true":
+                # Executors come for tasks that wait, so there must be some.
+                slots = self._cluster.parallelism or slots + 1
+            self._capacity = slots, time.monotonic()
+        return slots
+
+    def _look_after_cluster(self) -> None:
+        """Raises SparkUnavailable when the application is over; says when there is no executor."""
+        if self._context._jsc is None or self._context._jsc.sc().isStopped():
+            raise SparkUnavailable(
+                f"the Spark application on {self._cluster.master} was ended from outside",
+                "the same command again continues the study",
+            )
+        if self._slots_of_cluster():
+            self._starved_at = None
+        elif self._starved_at is None:
+            self._starved_at = time.monotonic() + STARVED_SECONDS
+        elif time.monotonic() >= self._starved_at:
+            self._starved_at = float("inf")
+            logger.warning("Spark has no executor at the moment; waiting for one")
+
+    def _cancel_jobs(self) -> None:
+        for group in [*self._jobs.values(), f"{self._group}-start"]:
+            with contextlib.suppress(Exception):  # of a context that is gone, too
+                self._cancel(group)
+        self._jobs.clear()
+
+    def _cancel(self, group: str) -> None:
+        # A job that its thread has yet to start is one of the future.
+        self._context._jsc.sc().cancelJobGroupAndFutureJobs(group)
+
+
+_MEND_LOST = "see the executors' logs in Spark's pages, and what a trial prints: hpo log STUDY TRIAL"
+
+
+def is_local(master: str) -> bool:
+    """Whether executors are this process's own threads: ``local``, ``local[2]``; not ``local-cluster[…]``."""
+    return re.fullmatch(r"local(\[.*\])?", master) is not None
+
+
+def _task() -> Callable[[Iterator[str]], Iterator[str]]:
+    """What Spark runs, as a function that travels by value: an executor may know nothing of hpo yet."""
+
+    def task(messages: Iterator[str]) -> Iterator[str]:
+        import json
+        import os
+        import shutil
+        import sys
+        import tempfile
+        import zipfile
+        from pathlib import Path
+
+        from pyspark import SparkFiles
+
+        for text in messages:  # to the end: Spark keeps only such a Python process
+            message = json.loads(text)
+            try:
+                archive = SparkFiles.get(message["archive"])
+                folder = archive.removesuffix(".zip")
+                if not os.path.isdir(folder):
+                    fresh = tempfile.mkdtemp(dir=os.path.dirname(archive))
+                    with zipfile.ZipFile(archive) as packed:
+                        packed.extractall(fresh)
+                    try:
+                        os.rename(fresh, folder)
+                    except OSError:  # another task was quicker
+                        shutil.rmtree(fresh)
+                if folder not in sys.path:
+                    sys.path.insert(0, folder)
+                from hpo.executors.spark_slot import serve
+
+                answer = serve(message, Path(folder))
+            except ImportError as error:
+                hint = f"install it for the executors' Python, {sys.executable} ({os.uname().nodename})"
+                answer = {
+                    "broken": {
+                        "error": "SparkUnavailable",
+                        "message": f"an executor lacks what hpo needs: {error}",
+                        "hint": hint,
+                    }
+                }
+            yield json.dumps(answer)
+
+    return task
+
+
+@contextlib.contextmanager
+def _context(cluster: Cluster, settings: WorkerSettings) -> Iterator[SparkContext]:
+    """This process's Spark context if it has one, else a new one, stopped at the end."""
+    try:
+        with _quietly():
+            from pyspark import SparkConf, SparkContext
+    except ImportError as error:
+        raise SparkUnavailable("PySpark is not installed", "pip install 'hpo[spark]'") from error
+    if SparkContext._active_spark_context is not None:
+        yield SparkContext._active_spark_context
+        return
+    prepare_java()
+    _ask_master(cluster.master)
+    conf = SparkConf().setMaster(cluster.master).setAppName(f"hpo {settings.study}")
+    named = _properties(cluster.properties_file) | dict(cluster.conf)
+    for key, value in {**OURS, **named}.items():
+        conf.set(key, value)
+    if cluster.driver_host:
+        conf.set("spark.driver.host", cluster.driver_host)
+    if "spark.pyspark.python" not in named:
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    log = settings.work_folder / "spark.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _quietly(), _handlers_kept(), _stderr_to(log):
+            context = SparkContext(conf=conf)
+    except Exception as error:
+        raise SparkUnavailable(
+            f"Spark did not start on {cluster.master}: {_reason(error)}", f"its log is {log}"
+        ) from error
+    try:
+        yield context
+    finally:
+        with _handlers_kept():
+            context.stop()
+
+
+def _ask_master(master: str) -> None:
+    """Raises SparkUnavailable where no standalone master answers: Spark itself would try for a minute."""
+    if not master.startswith("spark://"):
+        return
+    failures = []
+    for address in master.removeprefix("spark://").split(","):
+        try:
+            parts = urlsplit(f"//{address}")
+            with socket.create_connection((parts.hostname or "", parts.port or 7077), MASTER_SECONDS):
+                return
+        except (OSError, ValueError) as error:
+            failures.append(f"{address}: {error}")
+    raise SparkUnavailable(
+        f"no Spark master answers at {master} ({'; '.join(failures)})",
+        "check host and port (its page shows spark://HOST:PORT), and that it runs",
+    )
+
+
+def _properties(path: Path | None) -> dict[str, str]:
+    """A properties file as spark-submit reads it: ``key value``, ``key=value`` or ``key: value``."""
+    if path is None:
+        return {}
+    found = {}
+    for line in path.read_text().splitlines():
+        line = line.strip()
+        if line and not line.startswith(("#", "!")):
+            key, _, value = re.sub(r"\s*[=:\s]\s*", "\0", line, count=1).partition("\0")
+            found[key] = value
+    return found
+
+
+def _broken(answer: Mapping[str, str]) -> HpoError:
+    kind = getattr(errors, answer["error"])
+    return kind(f"on a Spark executor: {answer['message']}", answer["hint"])
+
+
+def _reason(error: Exception) -> str:
+    """Spark's own words for why a job failed, in one line."""
+    text = str(error)
+    if match := re.search(r"\[PYTHON_VERSION_MISMATCH\][^\n]*", text):
+        return f"{match.group()} (set PYSPARK_PYTHON to a Python of this version on the executors)"
+    if match := re.search(r'Cannot run program "([^"]*)"', text):
+        return f"executors have no Python at {match.group(1)}; name theirs with PYSPARK_PYTHON"
+    if match := re.search(r"most recent failure: (.*)", text):
+        return match.group(1).strip()
+    if match := re.search(r"SparkException: (.*)", text):
+        return match.group(1).strip()
+    return (text.splitlines() or [type(error).__name__])[0]
+
+
+def _asked_for(context: SparkContext) -> str:
+    """What a worker must have free for an executor, by the properties that ask for it."""
+    conf = context.getConf()
+    properties = ("spark.executor.cores", "spark.executor.memory", "spark.executor.resource.gpu.amount")
+    asked = {key: conf.get(key) for key in properties}
+    return ", ".join(f"{key}={value}" for key, value in asked.items() if value) or "1 core and 1g of memory"
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the remarks of PySpark on other packages."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """PySpark takes Ctrl-C for itself when it starts; it stays what it was."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _stderr_to(path: Path) -> Iterator[None]:
+    """What is started meanwhile writes its standard error there: Spark's log would tear the display."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    try:
+        with open(path, "ab") as file:
+            os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(before, 2)
+        os.close(before)

@@ -1,0 +1,144 @@
+"""The Spark executor keeps the executor contract, in a Spark context that the process has already."""
+
+import os
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+
+from hpo.core.errors import LoadError
+from hpo.core.trial import Kind, State
+from hpo.executors import Died, WorkerSettings
+from hpo.executors.java import prepare_java
+from hpo.executors.spark import Cluster, SparkExecutor
+from hpo.loading import load, locate
+from hpo.stores import Store, connect
+from hpo.testing import IDENTITY, ExecutorContract
+
+
+@pytest.fixture(scope="module")
+def context():
+    from pyspark import SparkConf, SparkContext
+
+    prepare_java()
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    conf = SparkConf().setMaster("local[2]").set("spark.python.task.killTimeout", "1s")
+    with SparkContext(conf=conf.set("spark.ui.showConsoleProgress", "false")) as context:
+        context.setLogLevel("OFF")
+        yield context
+
+
+@pytest.fixture
+def settings(tmp_path: Path, store: Store) -> WorkerSettings:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "space.py").write_text(ExecutorContract.OBJECTIVE)
+    return WorkerSettings(
+        store=store.url,
+        study=store.study,
+        study_seed=0,
+        code=str(code),
+        file="space.py",
+        name="objective",
+        fingerprint=load(locate(str(code / "space.py")), {}).space.fingerprint,
+        folder=str(tmp_path / "work"),
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    with closing(connect(f"sqlite:///{tmp_path}/hpo.db", create=True)) as catalog:
+        yield catalog.create(IDENTITY)
+
+
+class TestSparkExecutor(ExecutorContract):
+    @pytest.fixture
+    def store(self, store: Store) -> Store:
+        return store
+
+    @pytest.fixture
+    def executor(self, context, settings: WorkerSettings):
+        executor = SparkExecutor(settings, Cluster("local[2]"))
+        yield executor
+        executor.close()
+
+    def assert_gone(self, worker: str) -> None:
+        pid = int(worker.rpartition(":")[2])
+        _until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+
+    def test_a_context_that_was_there_before_is_left_running(self, executor: SparkExecutor, context) -> None:
+        executor.close()
+
+        assert context.parallelize([1, 2], 2).sum() == 3
+
+    def test_jobs_read_well_in_sparks_pages(self, executor: SparkExecutor, store: Store, context) -> None:
+        self._add(store, 0, self.WAIT)
+        executor.submit(0)
+        _until(lambda: store.trial(0).state is State.RUNNING)
+
+        [job] = context.statusTracker().getActiveJobsIds()
+
+        found = context._jsc.sc().statusStore().job(job)
+        assert found.description().get() == "hpo digits trial 0"
+        assert found.jobGroup().get() != ""
+
+    def test_a_job_that_is_killed_in_sparks_pages_is_a_death(
+        self, executor: SparkExecutor, store: Store, context
+    ) -> None:
+        self._add(store, 0, self.WAIT)
+        executor.submit(0)
+        _until(lambda: store.trial(0).state is State.RUNNING)
+
+        context._jsc.sc().cancelJob(context.statusTracker().getActiveJobsIds()[0])
+        [died] = _events(executor)
+
+        assert isinstance(died, Died)
+        assert (died.worker, died.number, died.failure.kind) == (None, 0, Kind.LOST)
+        assert "cancelled" in died.failure.reason
+
+    def test_parallelism_above_the_slots_queues_nothing(self, context, settings: WorkerSettings) -> None:
+        with closing(SparkExecutor(settings, Cluster("local[2]", parallelism=8))) as executor:
+            assert executor.free() == executor.slots == 2
+
+    def test_parallelism_below_the_slots_leaves_some_free(self, context, settings: WorkerSettings) -> None:
+        with closing(SparkExecutor(settings, Cluster("local[2]", parallelism=1))) as executor:
+            assert executor.free() == executor.slots == 1
+
+    def test_the_worker_is_kept_for_many_trials(self, executor: SparkExecutor, store: Store) -> None:
+        for number in range(6):
+            self._add(store, number, self.RETURN)
+            executor.submit(number)
+            _events(executor)
+
+        assert len({store.trial(number).worker for number in range(6)}) <= 2
+
+
+def test_an_import_that_executors_lack_is_told_before_the_first_trial(
+    context, settings: WorkerSettings
+) -> None:
+    space = Path(settings.code) / "space.py"
+    space.write_text("import nosuchmodule\n" + space.read_text())
+
+    with pytest.raises(LoadError) as raised:
+        SparkExecutor(settings, Cluster("local[2]"))
+
+    assert "on a Spark executor" in raised.value.message
+    assert "nosuchmodule" in raised.value.message
+
+
+def _events(executor: SparkExecutor) -> list[object]:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if events := executor.wait(0.1):
+            return list(events)
+    return []
+
+
+def _until(holds) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.01)
