@@ -189,6 +189,19 @@ class StoreContract:
         assert store.claim("v", 1) is None
         assert store.claim("v", 9) is None
 
+    def test_a_trial_remembers_the_gpus_of_its_last_attempt(self, store: Store) -> None:
+        for number in (0, 1):
+            _add(store, number)
+        first = store.claim("a", 0, gpus=("0", "1"))
+        assert first is not None
+        assert store.trial(0).gpus == ("0", "1")
+        store.release(first)
+
+        store.claim("b", 0, gpus=("GPU-5a",))
+
+        assert store.trial(0).gpus == ("GPU-5a",)
+        assert store.trial(1).gpus == ()
+
     def test_a_number_is_used_once(self, store: Store) -> None:
         _add(store, 0)
 
@@ -324,6 +337,67 @@ class StoreContract:
 
         assert store.expire(lease_seconds=30, retries=1) == []
         assert store.trial(0).state is State.RUNNING
+
+    # --- workers
+
+    def test_a_worker_that_announces_itself_is_known_with_what_it_offers(self, store: Store) -> None:
+        assert store.workers() == []
+
+        store.announce("lab:7", {"host": "lab", "pid": 7, "gpus": ["0"]})
+        store.announce("attic:3", {"host": "attic", "pid": 3, "gpus": []})
+
+        attic, lab = store.workers()
+        assert (attic.name, lab.name) == ("attic:3", "lab:7")
+        assert lab.offers == {"host": "lab", "pid": 7, "gpus": ["0"]}
+        assert lab.trial is None
+
+    def test_each_announcement_moves_the_workers_counter_and_replaces_its_offers(self, store: Store) -> None:
+        store.announce("lab:7", {"gpus": ["0"]})
+        [before] = store.workers()
+
+        store.announce("lab:7", {"gpus": ["1"]})
+
+        [after] = store.workers()
+        assert after.beats > before.beats
+        assert after.offers == {"gpus": ["1"]}
+
+    def test_a_worker_is_shown_with_the_trial_that_it_runs(self, store: Store) -> None:
+        for worker in ("a", "b"):
+            store.announce(worker, {})
+        for number in (0, 1):
+            _add(store, number)
+        store.finish(_claimed(store, 0, worker="b"), Completed(0.5))
+        _claimed(store, 1, worker="a")
+
+        assert {worker.name: worker.trial for worker in store.workers()} == {"a": 1, "b": None}
+
+    def test_a_retired_worker_is_forgotten_until_it_announces_itself_again(self, store: Store) -> None:
+        store.announce("a", {})
+        store.announce("b", {})
+
+        store.retire("a")
+        store.retire("nobody")
+
+        assert [worker.name for worker in store.workers()] == ["b"]
+        store.announce("a", {})
+        assert [worker.name for worker in store.workers()] == ["a", "b"]
+
+    def test_an_announcement_is_no_change(self, store: Store) -> None:
+        before = store.record().revision
+
+        store.announce("a", {})
+        store.retire("a")
+
+        assert store.record().revision == before
+
+    def test_workers_of_one_study_are_unknown_to_another(self, catalog: Catalog, store: Store) -> None:
+        other = catalog.create(replace(IDENTITY, study="other"))
+        store.announce("a", {})
+
+        other.retire("a")
+
+        assert other.workers() == []
+        assert [worker.name for worker in store.workers()] == ["a"]
 
     # --- reports
 

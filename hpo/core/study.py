@@ -39,6 +39,17 @@ class Driver:
     token: str
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerRecord:
+    """A worker as it announced itself. ``offers``: its host, pid and GPUs; ``beats`` moves with each
+    announcement; ``trial``: the number of the one that it runs now."""
+
+    name: str
+    offers: Mapping[str, Any]
+    beats: int
+    trial: int | None = None
+
+
 # Names of notes that more than one part of hpo knows.
 PRUNER_NOTE = "pruner"
 AUTO_NOTE = "auto"  # what --algo auto picks, and why

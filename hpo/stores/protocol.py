@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from hpo.core.study import Driver, Identity, StudyRecord
+from hpo.core.study import Driver, Identity, StudyRecord, WorkerRecord
 from hpo.core.trial import Answer, Changes, Claim, Failed, Outcome, Point, Report, State, Trial, Verdict
 
 
@@ -100,10 +100,24 @@ class Store(Protocol):
 
     # --- the worker's side
     def announce(self, worker: str, offers: Mapping[str, Any]) -> None:
-        """A worker exists and says what it has: host, pid, GPUs."""
+        """A worker is there and idle, and says what it has: host, pid, GPUs. Each call moves its counter."""
 
-    def claim(self, worker: str, number: int | None = None) -> Claim | None:
-        """The waiting trial of that number, or the first one; None if there is none. One worker gets it."""
+    def retire(self, worker: str) -> None:
+        """The worker is gone: `workers` names it no more. One that nobody knows is no error."""
+
+    def workers(self) -> list[WorkerRecord]:
+        """The workers that have announced themselves and not been retired, by name."""
+
+    def claim(
+        self,
+        worker: str,
+        number: int | None = None,
+        *,
+        gpus: Sequence[str] = (),
+        wait_seconds: float = 0.0,
+    ) -> Claim | None:
+        """The waiting trial of that number, or the first one; None if there is none, nor within
+        ``wait_seconds``. One worker gets it. ``gpus``: the devices that it has for the trial."""
 
     def renew(self, claim: Claim) -> Answer:
         """The worker lives. Raises ClaimLost."""

@@ -30,7 +30,7 @@ from hpo.core.errors import (
     StoreUnreachable,
 )
 from hpo.core.files import CHECKPOINT
-from hpo.core.study import Driver, Identity, StudyRecord
+from hpo.core.study import Driver, Identity, StudyRecord, WorkerRecord
 from hpo.core.trial import (
     ENDED,
     Answer,
@@ -59,6 +59,7 @@ from hpo.stores.sqlite_file import (
 )
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
+CLAIM_POLL_SECONDS = 0.05  # how late a waiting worker sees a trial
 STUDY_FILES = -1  # files.trial of a file that belongs to the study itself: NULL can't be in a primary key
 
 
@@ -236,13 +237,46 @@ class SqliteStore:
     def announce(self, worker: str, offers: Mapping[str, Any]) -> None:
         with self._writing():
             self._do(
-                "INSERT OR REPLACE INTO workers VALUES (:study, :worker, :offers, :now)",
+                "INSERT INTO workers (study, name, offers, announced, beats)"
+                " VALUES (:study, :worker, :offers, :now, 1)"
+                " ON CONFLICT DO UPDATE SET offers = excluded.offers, announced = excluded.announced,"
+                " beats = beats + 1",
                 worker=worker,
                 offers=_dump(dict(offers)),
                 now=time.time(),
             )
 
-    def claim(self, worker: str, number: int | None = None) -> Claim | None:
+    def retire(self, worker: str) -> None:
+        with self._writing():
+            self._do("DELETE FROM workers WHERE study = :study AND name = :worker", worker=worker)
+
+    def workers(self) -> list[WorkerRecord]:
+        with self._reading():
+            rows = self._all(
+                "SELECT name, offers, beats, (SELECT min(number) FROM trials"
+                " WHERE study = :study AND state = 'running' AND worker = name) AS trial"
+                " FROM workers WHERE study = :study ORDER BY name"
+            )
+        with _readable("the list of workers"):
+            return [
+                WorkerRecord(row["name"], json.loads(row["offers"]), row["beats"], row["trial"])
+                for row in rows
+            ]
+
+    def claim(
+        self,
+        worker: str,
+        number: int | None = None,
+        *,
+        gpus: Sequence[str] = (),
+        wait_seconds: float = 0.0,
+    ) -> Claim | None:
+        deadline = time.monotonic() + wait_seconds
+        while (claim := self._claim(worker, number, gpus)) is None and time.monotonic() < deadline:
+            time.sleep(CLAIM_POLL_SECONDS)
+        return claim
+
+    def _claim(self, worker: str, number: int | None, gpus: Sequence[str]) -> Claim | None:
         wanted = "" if number is None else "AND number = :number"
         with self._writing():
             row = self._one(
@@ -263,6 +297,7 @@ class SqliteStore:
             self._do(
                 "UPDATE trials SET state = 'running', worker = :worker, token = :token, beats = 0, stop = 0,"
                 " verdict = NULL, attempts = :attempt, started = :now, ended = NULL, revision = :revision,"
+                " gpus = :gpus,"
                 " snapshot = (SELECT snapshot FROM studies WHERE id = :study)"
                 " WHERE study = :study AND number = :number",
                 worker=worker,
@@ -270,6 +305,7 @@ class SqliteStore:
                 attempt=claim.attempt,
                 now=time.time(),
                 revision=self._next_revision(),
+                gpus=_dump(list(gpus)),
                 number=claim.number,
             )
         return claim
@@ -712,6 +748,7 @@ def _read_trial(row: sqlite3.Row) -> Trial:
         snapshot=row["snapshot"],
         run_id=row["run_id"],
         verdict=None if row["verdict"] is None else Verdict(**json.loads(row["verdict"])),
+        gpus=() if row["gpus"] is None else tuple(json.loads(row["gpus"])),
     )
 
 
