@@ -72,7 +72,7 @@ def run_one(
     worker is no process of its own, after the trial was handed back. Returns the trial's number, None if
     there was nothing to claim.
     """
-    claim = store.claim(place.worker, number)
+    claim = store.claim(place.worker, number, gpus=place.gpus)
     if claim is None:
         return None
     folder = trial_folder(place.folder, claim.number, claim.attempt)

@@ -176,7 +176,7 @@ class HttpStore:
         worker: str,
         number: int | None = None,
         *,
-        gpus: tuple[str, ...] = (),
+        gpus: Sequence[str] = (),
         wait_seconds: float = 0.0,
         token: str | None = None,
     ) -> Claim | None:

@@ -24,3 +24,8 @@ class TestHttpStore(StoreContract):
             closing(HttpCatalog(server.url, TOKEN)) as catalog,
         ):
             yield catalog
+
+    @pytest.fixture
+    def second(self, catalog: HttpCatalog):
+        with closing(HttpCatalog(catalog.url, TOKEN)) as second:
+            yield second
