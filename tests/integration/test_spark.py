@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
+import socket
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 SPACES = Path(__file__).parents[2] / "spaces"
@@ -43,11 +41,15 @@ LONG = """
 def digits(project):
     """The project's own example, with what it imports."""
     for folder in ("spaces", "objectives"):
-        shutil.copytree(SPACES.parent / folder, project.folder / folder, ignore=shutil.ignore_patterns("__pyc*"))
+        shutil.copytree(
+            SPACES.parent / folder, project.folder / folder, ignore=shutil.ignore_patterns("__pyc*")
+        )
     return project
 
 
-def test_a_cluster_trains_networks_on_both_its_gpus_and_tells_every_epoch(digits, spark_cluster, until) -> None:
+def test_a_cluster_trains_networks_on_both_its_gpus_and_tells_every_epoch(
+    digits, spark_cluster, until
+) -> None:
     arguments = ("--spark", spark_cluster.master, "--parallelism", "2", *ONE_GPU, "--set", "epochs=3")
     command = digits.start("optimize", "spaces/digits_mlp.py", "--max-evals", "6", "--seed", "1", *arguments)
 
@@ -100,8 +102,9 @@ def test_ctrl_c_leaves_no_job_and_no_process(project, spark_cluster, until, is_a
     until(lambda: any(trial["epochs"] for trial in project.trials().values()), "an epoch")
     workers = [int(trial["worker"].rpartition(":")[2]) for trial in project.trials().values()]
 
-    os.kill(command.pid, signal.SIGINT)
-    os.kill(command.pid, signal.SIGINT)
+    command.signal(signal.SIGINT)
+    until(lambda: "letting the running trials end" in command.said(), "the first Ctrl-C")
+    command.signal(signal.SIGINT)
     result = command.result()
 
     assert result.code == 130, result
@@ -112,13 +115,24 @@ def test_ctrl_c_leaves_no_job_and_no_process(project, spark_cluster, until, is_a
 
 def test_a_trial_killed_in_sparks_pages_runs_again_and_then_fails(project, spark_cluster, until) -> None:
     project.write(LONG)
+    port = free_port()
+    ui = ("--spark-conf", f"spark.ui.port={port}")
     command = project.start(
-        "optimize", "study.py", "--max-evals", "1", "--spark", spark_cluster.master, "--retries", "1", *OFF
+        "optimize",
+        "study.py",
+        "--max-evals",
+        "1",
+        "--spark",
+        spark_cluster.master,
+        "--retries",
+        "1",
+        *ui,
+        *OFF,
     )
 
     for attempt in (1, 2):
         until(lambda n=attempt: is_running(project, n), f"attempt {attempt}")
-        kill_running_job(command.pid)
+        kill_running_job(f"http://127.0.0.1:{port}")
 
     result = command.result()
     assert result.code == 3, result
@@ -131,30 +145,24 @@ def is_running(project, attempt: int) -> bool:
     return bool(trial and trial["state"] == "running" and trial["attempts"] == attempt)
 
 
-def kill_running_job(driver: int) -> None:
+def kill_running_job(page: str) -> None:
     """As the link in Spark's pages does."""
-    [java] = [one for one in psutil.Process(driver).children(recursive=True) if one.name() == "java"]
-    ports = {c.laddr.port for c in java.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-    for port in ports:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/jobs/", timeout=5) as page:
-                found = re.findall(r"hpo study trial 0.*?/jobs/job/kill/\?id=(\d+)", page.read().decode(), re.S)
-        except OSError:
-            continue
-        for job in found:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/jobs/job/kill/?id={job}", data=b"", timeout=5)
-        if found:
-            return
-    raise AssertionError("no page of Spark's has the job")
+    with urllib.request.urlopen(f"{page}/jobs/", timeout=10) as answer:
+        [job] = re.findall(r"hpo study trial 0.*?/jobs/job/kill/\?id=(\d+)", answer.read().decode(), re.S)
+    urllib.request.urlopen(f"{page}/jobs/job/kill/?id={job}", data=b"", timeout=10)
 
 
-def test_what_keeps_spark_from_starting_is_one_sentence_each(project, spark_cluster: object) -> None:
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def test_what_keeps_spark_from_starting_is_one_sentence_each(project, spark_cluster) -> None:
     project.write(SHORT)
     study = ("optimize", "study.py", "--max-evals", "2", *OFF)
-    master = getattr(spark_cluster, "master")  # noqa: B009
+    master = spark_cluster.master
 
     nobody = project.hpo(*study, "--spark", "spark://127.0.0.1:1")
-    no_java = project.hpo(*study, "--spark", "local[1]", env={"PATH": "/nowhere", "JAVA_HOME": None, "HPO_JAVA": "x"})
     too_much = project.hpo(
         *study, "--spark", master, "--spark-conf", "spark.executor.memory=900g", "--executor-timeout", "3s"
     )
@@ -165,7 +173,7 @@ def test_what_keeps_spark_from_starting_is_one_sentence_each(project, spark_clus
     assert "gave no executor within 3 s" in too_much.stderr
     assert "spark.executor.memory=900g" in too_much.stderr
     assert "executors have no Python at /nowhere/python" in other_python.stderr
-    for result in (nobody, too_much, other_python, no_java):
+    for result in (nobody, too_much, other_python):
         assert "Traceback" not in result.stderr
 
 
