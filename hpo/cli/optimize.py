@@ -6,7 +6,6 @@ import contextlib
 import logging
 import math
 import os
-import re
 import shlex
 import sys
 from collections import Counter
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hpo.cli.interrupts import Interrupts
-from hpo.cli.options import Duration, echo_json, json_option, program, store_option
+from hpo.cli.options import Duration, echo_json, json_option, program, store_option, worker_slots
 from hpo.core.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -47,8 +46,8 @@ if TYPE_CHECKING:
 @store_option
 @click.option(
     "--workers",
-    type=click.IntRange(min=1),
-    help="Trials at a time.  [default: one for each entry of --gpus, else 1]",
+    type=click.IntRange(min=0),
+    help="Trials at a time; 0 leaves them to `hpo worker`.  [default: one for each entry of --gpus, else 1]",
 )
 @click.option("--gpus", help="A worker for each entry: 0,1 is two workers; 0+1,2+3 two workers of two GPUs.")
 @click.option(
@@ -176,6 +175,8 @@ def optimize(
         raise click.UsageError("--warm-start is empty: name a study, as `hpo show` lists them")
     if asked["points"] == Path():
         raise click.UsageError("--points is empty: name a JSON, JSON lines or CSV file")
+    if workers == 0 and (gpus or isolate or inline):
+        raise click.UsageError("--workers 0 starts no worker here: no --gpus, --isolate, --inline")
     how = How(
         worker_slots(workers, gpus),
         isolate,
@@ -200,6 +201,7 @@ def optimize(
         settings=parse_settings(sets),
         limits=Limits(max_evals, timeout, max_failures, retries, lease),
         trial_timeout_seconds=trial_timeout,
+        is_by_hand=workers == 0,
         **asked,
     )
     with Interrupts() as interrupts:
@@ -210,28 +212,10 @@ def optimize(
             return interrupts.exit_code
 
 
-def worker_slots(workers: int | None, gpus: str | None) -> list[tuple[str, ...]]:
-    """The devices of each worker: ``0+1,2+3`` is ``[("0", "1"), ("2", "3")]``; no GPUs are empty tuples."""
-    if gpus is None:
-        return [()] * (workers or 1)
-    slots = [tuple(device.strip() for device in entry.split("+")) for entry in gpus.split(",")]
-    for device in (device for slot in slots for device in slot):
-        if not GPU.fullmatch(device):
-            raise click.UsageError(f"--gpus {gpus}: {device!r} names no GPU; write 0,1 or 0+1,2+3")
-    if workers is not None and workers != len(slots):
-        raise click.UsageError(
-            f"--workers {workers} does not match --gpus {gpus}, which names {len(slots)} workers;"
-            " leave --workers out, or name a GPU for each (0,0 puts two on one)"
-        )
-    return slots
-
-
-GPU = re.compile(r"\d+|(GPU|MIG)-[0-9a-fA-F/-]+")  # an index or a UUID, as nvidia-smi lists them
-
-
 @dataclass(frozen=True, slots=True)
 class How:
-    """Where trials run and where they are shown. ``slots``: the devices of each worker."""
+    """Where trials run and where they are shown. ``slots``: the devices of each worker; without any, people
+    start workers themselves."""
 
     slots: list[tuple[str, ...]]
     isolate: bool
@@ -278,8 +262,10 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
             # Nobody can take a trial back that runs right here: --inline leaves a Ctrl-C earlier.
             with (
                 interrupts.gently(progress.say, patience=2 if how.inline else 3),
-                contextlib.closing(_executor(driven, how)) as executor,
+                contextlib.closing(_executor(driven, how, limits)) as executor,
             ):
+                if not how.slots:
+                    progress.count_workers = lambda: executor.slots
                 study = Study(
                     store=store,
                     space=space,
@@ -365,10 +351,16 @@ def _tensorboard(driven: Driven, how: How) -> TensorBoardObserver | None:
     return TensorBoardObserver(driven.store, how.tensorboard_folder or beside / driven.identity.study)
 
 
-def _executor(driven: Driven, how: How) -> Executor:
+def _executor(driven: Driven, how: How, limits: Limits) -> Executor:
+    from hpo.core.study import Terms
     from hpo.tracking.mlflow import is_http
 
     settings = driven.settings
+    if not how.slots:
+        from hpo.executors.external import ExternalExecutor
+
+        terms = Terms(settings.lease_seconds, limits.retries, settings.timeout_seconds)
+        return ExternalExecutor(driven.store, terms, _worker_command(driven))
     if how.tracking_uri and is_http(how.tracking_uri):
         settings = replace(settings, tracking_uri=how.tracking_uri)
     if how.inline:
@@ -454,8 +446,8 @@ def _document(driven: Driven, mlflow: MlflowObserver | None) -> dict[str, Any]:
 def _opening(driven: Driven, slots: list[tuple[str, ...]]) -> str:
     identity = driven.identity
     what = "new study" if driven.is_new else "continuing study"
-    workers = f"{len(slots)} worker{'s' if len(slots) > 1 else ''}"
-    if slots[0]:
+    workers = f"{len(slots)} worker{'s' if len(slots) > 1 else ''}" if slots else "workers by hand"
+    if slots and slots[0]:
         workers += f" on GPUs {', '.join('+'.join(slot) for slot in slots)}"
     how = f"algorithm {identity.algorithm}, pruner {driven.pruner}, seed {identity.seed}"
     return f"{what} {identity.study}: {how}, {workers}"
@@ -479,6 +471,10 @@ def _say_how_to_go_on(
 
 def _show_command(driven: Driven) -> str:
     return f"{program()} show {driven.identity.study}{_where(driven)}"
+
+
+def _worker_command(driven: Driven) -> str:
+    return f"{program()} worker --store {shlex.quote(driven.url)} --study {driven.identity.study}"
 
 
 def _where(driven: Driven) -> str:

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import signal
 from pathlib import Path
 
+from hpo.core.errors import StoreError
+from hpo.core.files import LOG
 from hpo.core.trial import Failed, Kind
+from hpo.executors.protocol import Died
+from hpo.stores import Store
+from hpo.worker import trial_folder
+
+
+def mourn(store: Store, died: Died, work_folder: Path, retries: int) -> None:
+    """Tell the study of a worker's death: its trial is offered again, or failed after so many ``retries``."""
+    if died.number is not None:
+        # What a trial printed is kept before it ends: what watches takes its files then.
+        trial = store.trial(died.number)
+        folder = trial_folder(work_folder, trial.number, trial.attempts)
+        log = folder / LOG
+        if log.exists() and log.stat().st_size:
+            with contextlib.suppress(StoreError, OSError):
+                store.put_files({LOG: log}, trial.number)
+        shutil.rmtree(folder, ignore_errors=True)
+    store.lose(died.worker, died.failure, retries)
 
 
 def explain(returncode: int, was_oom: bool) -> Failed:

@@ -113,7 +113,7 @@ class Store(Protocol):
         worker: str,
         number: int | None = None,
         *,
-        gpus: Sequence[str] = (),
+        gpus: tuple[str, ...] = (),
         wait_seconds: float = 0.0,
     ) -> Claim | None:
         """The waiting trial of that number, or the first one; None if there is none, nor within

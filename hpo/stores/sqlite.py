@@ -268,7 +268,7 @@ class SqliteStore:
         worker: str,
         number: int | None = None,
         *,
-        gpus: Sequence[str] = (),
+        gpus: tuple[str, ...] = (),
         wait_seconds: float = 0.0,
     ) -> Claim | None:
         deadline = time.monotonic() + wait_seconds
@@ -276,7 +276,7 @@ class SqliteStore:
             time.sleep(CLAIM_POLL_SECONDS)
         return claim
 
-    def _claim(self, worker: str, number: int | None, gpus: Sequence[str]) -> Claim | None:
+    def _claim(self, worker: str, number: int | None, gpus: tuple[str, ...]) -> Claim | None:
         wanted = "" if number is None else "AND number = :number"
         with self._writing():
             row = self._one(
