@@ -6,6 +6,7 @@ Load the file, compare the study's identity, become its driver, keep the code as
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import secrets
 import shutil
@@ -25,7 +26,7 @@ from hpo import warm
 from hpo.core.errors import NoSuchStudy, StoreError, StudyBusy, StudyChanged, UsageError
 from hpo.core.files import snapshot_name
 from hpo.core.history import History
-from hpo.core.study import AUTO_NOTE, PRUNER_NOTE, Driver, Identity
+from hpo.core.study import AUTO_NOTE, PRUNER_NOTE, SIGNATURE_NOTE, TERMS_NOTE, Driver, Identity
 from hpo.executors import WorkerSettings
 from hpo.loading import EntryPoint, Task, load, loaded_below, locate
 from hpo.points import Points, read_points
@@ -36,6 +37,7 @@ from hpo.space import difference, lint
 from hpo.stores import Catalog, Store, connect
 from hpo.stores.sqlite_file import files_folder
 from hpo.study import Limits
+from hpo.trust import KEY_VARIABLE, signature
 from hpo.warm import Taken
 
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -46,7 +48,7 @@ class Request:
     """What `hpo optimize` was asked for.
 
     ``study``, ``seed``, ``algorithm``, ``pruner``, ``repeats``, ``warm_start``: None takes the study's own;
-    ``is_noisy``: so does False.
+    ``is_noisy``: so does False. ``is_by_hand``: trials run in workers that people start.
     """
 
     file: str
@@ -63,6 +65,7 @@ class Request:
     limits: Limits = field(default_factory=Limits)
     trial_timeout_seconds: float | None = None
     take_over: bool = False
+    is_by_hand: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +122,18 @@ def driving(request: Request) -> Iterator[Driven]:
             shutil.rmtree(
                 work_folder / "trials", ignore_errors=True
             )  # of workers that died with their driver
-            store.recall()
+            if not request.is_by_hand:  # such workers outlive a driver: what they run goes on
+                store.recall()
+                if store.record().notes.get(TERMS_NOTE) is not None:  # of a driver that was killed
+                    store.note(TERMS_NOTE, None)
             search = algorithm(identity.algorithm, identity.seed, is_noisy=identity.is_noisy)
             if isinstance(search, Auto):
                 store.note(AUTO_NOTE, search.explain(task.space))
             taken = _taken(store, identity, task, catalog.url)
             rule, rule_warnings = _keep_pruner(store, request.pruner)
             code, code_warnings = _keep_code(store, entry, work_folder)
+            if key := os.environ.get(KEY_VARIABLE):
+                store.note(SIGNATURE_NOTE, signature(key, identity, code.name))
             yield Driven(
                 store=store,
                 url=request.store,

@@ -84,11 +84,14 @@ def locate(text: str) -> EntryPoint:
             f"{text} is no Python file", "a space file is Python: it has a `space` and an `objective`"
         )
     path = path.resolve()
-    root = next(
-        (folder for folder in path.parents if any((folder / mark).exists() for mark in ROOT_MARKERS)),
-        path.parent,
-    )
+    root = project_root(path.parent)
     return EntryPoint(root, path.relative_to(root), name)
+
+
+def project_root(folder: Path) -> Path:
+    """The nearest folder, from this one upwards, with a pyproject.toml or .git; without any, this one."""
+    above = (folder, *folder.parents)
+    return next((one for one in above if any((one / mark).exists() for mark in ROOT_MARKERS)), folder)
 
 
 def load(entry: EntryPoint, settings: Mapping[str, Any]) -> Task:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import stat
 import subprocess
 import zipfile
-from collections.abc import Collection, Iterator
+import zlib
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from hpo.core.errors import UsageError
+from hpo.core.errors import UntrustedCode, UsageError
+from hpo.core.files import is_below
 
 SUFFIXES = frozenset(
     """
@@ -52,19 +55,56 @@ def take(root: Path, needed: Collection[str]) -> Snapshot:
         and _is_small_file(root / path)
         and not _is_inside(root / path, package)
     )
-    digest = hashlib.sha256()
+    contents = {}
     total = 0
     for path in paths:
-        content = (root / path).read_bytes()
-        total += len(content)
+        contents[path] = (root / path).read_bytes()
+        total += len(contents[path])
         if total > TOTAL_BYTES:
             raise UsageError(
                 f"the code below {root} is more than {TOTAL_BYTES >> 20} MiB",
                 "put a .git or pyproject.toml at the project's own root, and data files into .gitignore",
             )
-        digest.update(f"{path}\0{len(content)}\0".encode())
-        digest.update(content)
-    return Snapshot(root, tuple(paths), digest.hexdigest())
+    return Snapshot(root, tuple(paths), digest_of(contents))
+
+
+def digest_of(contents: Mapping[str, bytes]) -> str:
+    """The hash of a snapshot with these files: over sorted paths and bytes."""
+    digest = hashlib.sha256()
+    for path in sorted(contents):
+        digest.update(f"{path}\0{len(contents[path])}\0".encode())
+        digest.update(contents[path])
+    return digest.hexdigest()
+
+
+def read(archive: Path) -> dict[str, bytes]:
+    """The files of an archive that anybody may have made.
+
+    Raises UntrustedCode for one that `pack` does not make: names outside of its folder, links, absurd sizes.
+    """
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            entries = packed.infolist()
+            for entry in entries:
+                _check_entry(entry)
+            if len({entry.filename for entry in entries}) < len(entries):
+                raise UntrustedCode("an archive of code has two files of one name", _NOT_OURS)
+            if sum(entry.file_size for entry in entries) > TOTAL_BYTES:
+                raise UntrustedCode(f"an archive of code holds more than {TOTAL_BYTES >> 20} MiB", _NOT_OURS)
+            return {entry.filename: packed.read(entry) for entry in entries}  # no more than was declared
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+        raise UntrustedCode(f"an archive of code can't be read: {error}", _NOT_OURS) from error
+
+
+_NOT_OURS = "hpo makes no such archives: somebody else has written into the store"
+
+
+def _check_entry(entry: zipfile.ZipInfo) -> None:
+    name = entry.filename
+    if not is_below(name) or PurePosixPath(name).as_posix() != name or "\\" in name or name == ".":
+        raise UntrustedCode(f"an archive of code names {name!r}, which is no file in its folder", _NOT_OURS)
+    if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):  # 0: the name says it
+        raise UntrustedCode(f"an archive of code has {name!r}, which is no plain file", _NOT_OURS)
 
 
 def pack(snapshot: Snapshot, archive: Path) -> None:

@@ -18,13 +18,13 @@ from hpo.core.history import Array, History
 from hpo.core.repeats import Repeats
 from hpo.core.trial import Changes, Failed, Kind, Point, State, Trial
 from hpo.executors import Died, Executor
+from hpo.executors.deaths import mourn
 from hpo.search import Algorithm
 from hpo.search.pruning import Judge
 from hpo.search.seen import Seen
 from hpo.space import Space
 from hpo.stores import Store
 from hpo.tracking import Observer
-from hpo.worker import keep_log
 
 logger = logging.getLogger("hpo.study")
 
@@ -172,14 +172,17 @@ class Study:
                 return ending
             if ending is None:
                 self._feed()
-            # Without an ending and without a trial to wait for, no worker is there yet; or nothing is left.
-            if not self._submitted and (ending is not None or self.exhausted is not None):
+            else:
+                self._submitted -= set(self.executor.withdraw())
+            # Workers of their own may not have come yet: what is left to do waits for them.
+            is_over = ending is not None or (self.exhausted is not None and not self._open)
+            if is_over and not self._busy():
                 return ending or Ending.DONE
             for event in self.executor.wait(WAIT_SECONDS):
                 if event.number is not None:
                     self._submitted.discard(event.number)
                 if isinstance(event, Died):
-                    self._lost(event)
+                    mourn(self.store, event, self.work_folder, self.limits.retries)
             if self.clock() >= expire_at:
                 # Whoever was silent so long is not trusted to speak again.
                 if expired := self.store.expire(self.limits.lease_seconds, self.limits.retries):
@@ -251,7 +254,7 @@ class Study:
         """A trial for every free worker, and none earlier: the later it is proposed, the more it knows."""
         while self.executor.free():
             max_evals = self.limits.max_evals
-            if max_evals is not None and len(self._ended) + len(self._submitted) >= max_evals:
+            if max_evals is not None and len(self._ended) + len(self._busy()) >= max_evals:
                 return
             offered = (n for n, trial in self._open.items() if trial.state is State.WAITING)
             number = min((n for n in offered if n not in self._submitted), default=None)
@@ -319,18 +322,13 @@ class Study:
         if trial.run_id is None or (trial.epochs and not has_checkpoint):
             self.store.track(number, begin_run(number, trial.run_id))
 
-    def _lost(self, died: Died) -> None:
-        worker = died.worker
-        if died.number is not None:
-            # What a trial printed is kept before it ends: what watches takes its files then.
-            trial = keep_log(self.store, died.number, self.work_folder)
-            worker = worker or trial.worker
-        if worker is not None:
-            self.store.lose(worker, died.failure, self.limits.retries)
+    def _busy(self) -> set[int]:
+        """The trials that were submitted, and those that workers of their own have taken."""
+        return self._submitted | {n for n, trial in self._open.items() if trial.state is State.RUNNING}
 
     def _cancel(self) -> None:
         """Kill what runs and hand it back: it is offered again when the study goes on."""
         self.executor.cancel()
-        self.store.recall(sorted(self._submitted))
+        self.store.recall(sorted(self._busy()))
         self._submitted.clear()
         self._catch_up()

@@ -70,18 +70,28 @@ def run_one(
 ) -> int | None:
     """Claim a trial (the first waiting one, if ``number`` is None), run it and store how it ended.
 
-    Whatever the objective does ends as an outcome in the store; only KeyboardInterrupt passes, where the
-    worker is no process of its own, after the trial was handed back. Returns the trial's number, None if
-    there was nothing to claim.
+    Returns the trial's number, None if there was nothing to claim.
     """
     claim = store.claim(place.worker, number, gpus=place.gpus)
     if claim is None:
         return None
+    run_claimed(store, claim, task, place, keeper)
+    return claim.number
+
+
+def run_claimed(
+    store: Store, claim: Claim, task: Task, place: Workplace, keeper: Keeper | None = None
+) -> None:
+    """Run the trial and store how it ended.
+
+    Whatever the objective does ends as an outcome in the store; only KeyboardInterrupt passes, where the
+    worker is no process of its own, after the trial was handed back.
+    """
     folder = trial_folder(place.folder, claim.number, claim.attempt)
     try:
         if keeper:
             keeper.watch(claim, folder / LOG)
-        _run_claimed(store, claim, task, place, folder, keeper)
+        _run(store, claim, task, place, folder, keeper)
     except ClaimLost as lost:
         complain(f"{lost}; its result is dropped")
     except KeyboardInterrupt:
@@ -92,7 +102,6 @@ def run_one(
         if keeper:
             keeper.rest()
         shutil.rmtree(folder, ignore_errors=True)
-    return claim.number
 
 
 def trial_folder(folder: Path, number: int, attempt: int) -> Path:
@@ -113,7 +122,7 @@ def keep_log(store: Store, number: int, folder: Path) -> Trial:
     return trial
 
 
-def _run_claimed(
+def _run(
     store: Store, claim: Claim, task: Task, place: Workplace, folder: Path, keeper: Keeper | None
 ) -> None:
     run = Run(

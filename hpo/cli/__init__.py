@@ -19,6 +19,7 @@ from hpo.version import __version__
 COMMANDS = {
     "optimize": ("hpo.cli.optimize", "Search for the best parameters of a training function."),
     "submit": ("hpo.cli.submit", "Run a study's driver by spark-submit."),
+    "worker": ("hpo.cli.worker", "Run trials of a study that another process drives."),
     "show": ("hpo.cli.show", "List studies, a study's trials, or one trial."),
     "best": ("hpo.cli.best", "Print the best trial of a study."),
     "log": ("hpo.cli.files", "Print what a trial printed, its traceback too."),

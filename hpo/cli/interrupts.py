@@ -18,6 +18,7 @@ class Interrupts:
     def __init__(self) -> None:
         self._say: Callable[[str], None] | None = None
         self._patience = 1
+        self._then = ""
         self._ctrl_c = 0
         self._ended_by: signal.Signals | None = None
 
@@ -31,11 +32,16 @@ class Interrupts:
             signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def gently(self, say: Callable[[str], None], patience: int = 3) -> Iterator[None]:
+    def gently(
+        self,
+        say: Callable[[str], None],
+        patience: int = 3,
+        then: str = "they run again when you continue",
+    ) -> Iterator[None]:
         """Meanwhile signals only leave a wish. ``patience``: the Ctrl-C that raises KeyboardInterrupt all the
-        same; say: tells the person what happens now.
+        same; say: tells the person what happens now; then: what becomes of trials that are stopped.
         """
-        self._say, self._patience = say, patience
+        self._say, self._patience, self._then = say, patience, then
         try:
             yield
         finally:
@@ -59,7 +65,7 @@ class Interrupts:
             self._ended_by = signal.Signals(number)
             if self._say is None:
                 raise KeyboardInterrupt
-            self._say(f"{self._ended_by.name}: stopping the running trials; they run again when you continue")
+            self._say(f"{self._ended_by.name}: stopping the running trials; {self._then}")
             return
         self._ctrl_c += 1
         if self._say is None or self._ctrl_c >= self._patience:
@@ -67,4 +73,4 @@ class Interrupts:
         if self._ctrl_c == 1:
             self._say("letting the running trials end; Ctrl-C again stops them now")
         else:
-            self._say("stopping the running trials; they run again when you continue")
+            self._say(f"stopping the running trials; {self._then}")

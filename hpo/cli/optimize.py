@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hpo.cli.interrupts import Interrupts
-from hpo.cli.options import Duration, echo_json, json_option, program, store_option
+from hpo.cli.options import Duration, echo_json, json_option, program, store_option, worker_slots
 from hpo.core.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 @store_option
 @click.option(
     "--workers",
-    type=click.IntRange(min=1),
-    help="Trials at a time.  [default: one for each entry of --gpus, else 1]",
+    type=click.IntRange(min=0),
+    help="Trials at a time; 0 leaves them to `hpo worker`.  [default: one for each entry of --gpus, else 1]",
 )
 @click.option("--gpus", help="A worker for each entry: 0,1 is two workers; 0+1,2+3 two workers of two GPUs.")
 @click.option(
@@ -227,6 +227,8 @@ def optimize(
             "--spark runs trials on its executors: no --inline; for --workers say --parallelism; GPUs are"
             " those of Spark's tasks: --spark-conf spark.task.resource.gpu.amount=1"
         )
+    if workers == 0 and (gpus or isolate or inline):
+        raise click.UsageError("--workers 0 starts no worker here: no --gpus, --isolate, --inline")
     how = How(
         worker_slots(workers, gpus),
         isolate,
@@ -252,6 +254,7 @@ def optimize(
         settings=parse_settings(sets),
         limits=Limits(max_evals, timeout, max_failures, retries, lease),
         trial_timeout_seconds=trial_timeout,
+        is_by_hand=workers == 0,
         **asked,
     )
     with Interrupts() as interrupts:
@@ -260,22 +263,6 @@ def optimize(
                 return _drive(driven, request.limits, how, interrupts, as_json)
         except KeyboardInterrupt:
             return interrupts.exit_code
-
-
-def worker_slots(workers: int | None, gpus: str | None) -> list[tuple[str, ...]]:
-    """The devices of each worker: ``0+1,2+3`` is ``[("0", "1"), ("2", "3")]``; no GPUs are empty tuples."""
-    if gpus is None:
-        return [()] * (workers or 1)
-    slots = [tuple(device.strip() for device in entry.split("+")) for entry in gpus.split(",")]
-    for device in (device for slot in slots for device in slot):
-        if not GPU.fullmatch(device):
-            raise click.UsageError(f"--gpus {gpus}: {device!r} names no GPU; write 0,1 or 0+1,2+3")
-    if workers is not None and workers != len(slots):
-        raise click.UsageError(
-            f"--workers {workers} does not match --gpus {gpus}, which names {len(slots)} workers;"
-            " leave --workers out, or name a GPU for each (0,0 puts two on one)"
-        )
-    return slots
 
 
 def spark_cluster(master: str | None, *, conf: tuple[str, ...], **asked: Any) -> Cluster | None:
@@ -300,13 +287,10 @@ def spark_cluster(master: str | None, *, conf: tuple[str, ...], **asked: Any) ->
     return Cluster(master, **said | ({"conf": pairs} if pairs else {}))
 
 
-GPU = re.compile(r"\d+|(GPU|MIG)-[0-9a-fA-F/-]+")  # an index or a UUID, as nvidia-smi lists them
-
-
 @dataclass(frozen=True, slots=True)
 class How:
-    """Where trials run and where they are shown. ``slots``: the devices of each worker; ``cluster``: where
-    trials run in place of here."""
+    """Where trials run and where they are shown. ``slots``: the devices of each worker; without any, people
+    start workers themselves. ``cluster``: where trials run in place of here."""
 
     slots: list[tuple[str, ...]]
     isolate: bool
@@ -354,8 +338,10 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
             # Nobody can take a trial back that runs right here: --inline leaves a Ctrl-C earlier.
             with (
                 interrupts.gently(progress.say, patience=2 if how.inline else 3),
-                contextlib.closing(_executor(driven, how, interrupts, progress.say)) as executor,
+                contextlib.closing(_executor(driven, how, limits, interrupts, progress.say)) as executor,
             ):
+                if how.cluster or not how.slots:
+                    progress.count_workers = lambda: executor.slots
                 study = Study(
                     store=store,
                     space=space,
@@ -441,10 +427,18 @@ def _tensorboard(driven: Driven, how: How) -> TensorBoardObserver | None:
     return TensorBoardObserver(driven.store, how.tensorboard_folder or beside / driven.identity.study)
 
 
-def _executor(driven: Driven, how: How, interrupts: Interrupts, say: Callable[[str], None]) -> Executor:
+def _executor(
+    driven: Driven, how: How, limits: Limits, interrupts: Interrupts, say: Callable[[str], None]
+) -> Executor:
+    from hpo.core.study import Terms
     from hpo.tracking.mlflow import is_http
 
     settings = driven.settings
+    if not how.slots:
+        from hpo.executors.external import ExternalExecutor
+
+        terms = Terms(settings.lease_seconds, limits.retries, settings.timeout_seconds)
+        return ExternalExecutor(driven.store, terms, _worker_command(driven))
     if how.tracking_uri and is_http(how.tracking_uri):
         settings = replace(settings, tracking_uri=how.tracking_uri)
     if how.inline:
@@ -541,10 +535,10 @@ def _document(driven: Driven, mlflow: MlflowObserver | None) -> dict[str, Any]:
 def _opening(driven: Driven, how: How) -> str:
     identity, slots = driven.identity, how.slots
     what = "new study" if driven.is_new else "continuing study"
-    workers = f"{len(slots)} worker{'s' if len(slots) > 1 else ''}"
+    workers = f"{len(slots)} worker{'s' if len(slots) > 1 else ''}" if slots else "workers by hand"
     if how.cluster:
         workers = f"on Spark at {how.cluster.master}"
-    elif slots[0]:
+    elif slots and slots[0]:
         workers += f" on GPUs {', '.join('+'.join(slot) for slot in slots)}"
     search = f"algorithm {identity.algorithm}, pruner {driven.pruner}, seed {identity.seed}"
     return f"{what} {identity.study}: {search}, {workers}"
@@ -568,6 +562,10 @@ def _say_how_to_go_on(
 
 def _show_command(driven: Driven) -> str:
     return f"{program()} show {driven.identity.study}{_where(driven)}"
+
+
+def _worker_command(driven: Driven) -> str:
+    return f"{program()} worker --store {shlex.quote(driven.url)} --study {driven.identity.study}"
 
 
 def _where(driven: Driven) -> str:

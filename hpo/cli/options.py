@@ -14,6 +14,7 @@ import click
 from hpo.core.plain import without_nonfinite
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+GPU = re.compile(r"\d+|(GPU|MIG)-[0-9a-fA-F/-]+")  # an index or a UUID, as nvidia-smi lists them
 
 store_option = click.option(
     "--store",
@@ -40,6 +41,22 @@ class Duration(click.ParamType):
         if seconds <= 0:
             self.fail("a duration must be more than zero", param, ctx)
         return seconds
+
+
+def worker_slots(workers: int | None, gpus: str | None) -> list[tuple[str, ...]]:
+    """The devices of each worker: ``0+1,2+3`` is ``[("0", "1"), ("2", "3")]``; no GPUs are empty tuples."""
+    if gpus is None:
+        return [()] * (1 if workers is None else workers)
+    slots = [tuple(device.strip() for device in entry.split("+")) for entry in gpus.split(",")]
+    for device in (device for slot in slots for device in slot):
+        if not GPU.fullmatch(device):
+            raise click.UsageError(f"--gpus {gpus}: {device!r} names no GPU; write 0,1 or 0+1,2+3")
+    if workers is not None and workers != len(slots):
+        raise click.UsageError(
+            f"--workers {workers} does not match --gpus {gpus}, which names {len(slots)} workers;"
+            " leave --workers out, or name a GPU for each (0,0 puts two on one)"
+        )
+    return slots
 
 
 def program() -> str:

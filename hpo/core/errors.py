@@ -55,6 +55,10 @@ class SearchExhausted(UsageError):
     """The algorithm has nothing left to propose: the study is done."""
 
 
+class UntrustedCode(UsageError):
+    """The study's code is none that this worker may run."""
+
+
 class StudyChanged(UsageError):
     """The study exists with another identity; the message lists the differences."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,9 +51,39 @@ class WorkerRecord:
     trial: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms a driver lets workers that it has not started take trials. ``timeout_seconds``: how long
+    an attempt may take, None for ever."""
+
+    lease_seconds: float = 30.0
+    retries: int = 1
+    timeout_seconds: float | None = None
+
+    @classmethod
+    def of(cls, note: Any) -> Terms | None:
+        """The terms that a study's note holds; None where it holds none, or what no driver wrote."""
+        if not isinstance(note, Mapping) or note.keys() != {"lease_seconds", "retries", "timeout_seconds"}:
+            return None
+        lease, retries, timeout = note["lease_seconds"], note["retries"], note["timeout_seconds"]
+        is_sound = (
+            _is_positive(lease)
+            and isinstance(retries, int)
+            and retries >= 0
+            and (timeout is None or _is_positive(timeout))
+        )
+        return cls(lease, retries, timeout) if is_sound else None
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value > 0
+
+
 # Names of notes that more than one part of hpo knows.
 PRUNER_NOTE = "pruner"
 AUTO_NOTE = "auto"  # what --algo auto picks, and why
+TERMS_NOTE = "terms"  # `Terms` while workers started by hand may take trials, else null
+SIGNATURE_NOTE = "signature"  # by which workers that have the driver's key know its code
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,20 @@ import signal
 from pathlib import Path
 
 from hpo.core.trial import Failed, Kind
+from hpo.executors.protocol import Died
+from hpo.stores import Store
+from hpo.worker import keep_log
+
+
+def mourn(store: Store, died: Died, work_folder: Path, retries: int) -> None:
+    """Tell the study of a worker's death: its trial is offered again, or failed after so many ``retries``."""
+    worker = died.worker
+    if died.number is not None:
+        # What a trial printed is kept before it ends: what watches takes its files then.
+        trial = keep_log(store, died.number, work_folder)
+        worker = worker or trial.worker
+    if worker is not None:
+        store.lose(worker, died.failure, retries)
 
 
 def explain(returncode: int, was_oom: bool) -> Failed:

@@ -14,8 +14,6 @@ from hpo.worker import Workplace, run_one
 class InlineExecutor:
     """No keeper and no time-out: while a trial runs, nobody is there to expire its claim."""
 
-    slots = 1
-
     def __init__(self, store: Store, task: Task, settings: WorkerSettings, worker: str) -> None:
         self._store = store
         self._task = task
@@ -28,6 +26,10 @@ class InlineExecutor:
             tracking_uri=settings.tracking_uri,
         )
         self._submitted: list[int] = []
+
+    @property
+    def slots(self) -> int:
+        return 1
 
     def free(self) -> int:
         return self.slots - len(self._submitted)
@@ -44,6 +46,10 @@ class InlineExecutor:
             run_one(self._store, number, self._task, self._place)
             events.append(Finished(number))
         return events
+
+    def withdraw(self) -> list[int]:
+        taken, self._submitted = self._submitted, []
+        return taken
 
     def cancel(self, numbers: Collection[int] | None = None) -> None:
         self._submitted.clear()

@@ -8,15 +8,23 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
-from hpo.core.errors import HpoError, LoadError
+from hpo.core.errors import ClaimLost, HpoError, LoadError, StoreError
+from hpo.core.study import TERMS_NOTE
+from hpo.core.trial import Claim
 from hpo.executors.processes import worker_name
 from hpo.executors.protocol import WorkerSettings
 from hpo.keeper import Keeper
 from hpo.loading import EntryPoint, load
-from hpo.stores import connect
-from hpo.worker import Workplace, file_store, run_one
+from hpo.run import complain
+from hpo.stores import Store, connect
+from hpo.worker import Workplace, file_store, run_claimed, run_one
+
+POLL_SECONDS = 20.0  # how long one look for a trial lasts
+STORE_RETRY_SECONDS = 2.0
 
 
 def main() -> None:
@@ -53,15 +61,52 @@ def main() -> None:
         return
     store = connect(settings.store).open(settings.study)
     gpus = tuple(first["gpus"])
-    store.announce(name, {"host": socket.gethostname(), "pid": os.getpid(), "gpus": gpus})
     place = Workplace(
         name, settings.work_folder, code, settings.study_seed, gpus, tracking_uri=settings.tracking_uri
     )
     _say(channel, ready=name)
     for line in lines:
         number = json.loads(line)["run"]
-        run_one(store, number, task, place, keeper)
+        if number is not None:
+            run_one(store, number, task, place, keeper)
+        elif (claim := _found(store, settings, place)) is not None:
+            number = claim.number
+            _say(channel, claimed=number)
+            run_claimed(store, claim, task, place, keeper)
         _say(channel, done=number)
+
+
+def _found(store: Store, settings: WorkerSettings, place: Workplace) -> Claim | None:
+    """A trial that waits, where the driver is another process; None if there was none for a while."""
+    try:
+        store.announce(place.worker, offers(place.gpus))
+        # The announcement is an idle worker's sign of life: the next must come well within the lease.
+        claim = store.claim(
+            place.worker, gpus=place.gpus, wait_seconds=min(POLL_SECONDS, settings.lease_seconds / 3)
+        )
+        if claim is None:
+            return None
+        record = store.record()
+        if record.snapshot == settings.snapshot and record.notes.get(TERMS_NOTE) is not None:
+            return claim
+        # While this worker waited, the driver has left, or come back with other code.
+        store.release(claim)
+    except ClaimLost:
+        pass
+    except StoreError as error:
+        complain(f"{error}; trying again")
+        time.sleep(STORE_RETRY_SECONDS)
+    return None
+
+
+def offers(gpus: tuple[str, ...]) -> dict[str, Any]:
+    """What a worker says of itself. ``started_by``: the process that sees to it."""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "gpus": list(gpus),
+        "started_by": worker_name(os.getppid()),
+    }
 
 
 def _say(channel: socket.socket, **message: object) -> None:

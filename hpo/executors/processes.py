@@ -1,7 +1,7 @@
 """Workers as processes on this machine, one for each slot, kept between trials.
 
     driver  --socket: settings, then {"run": number}-->  worker (`local_worker.py`)
-    driver <--socket: {"ready"}, {"broken": …}, {"done": number}--  worker
+    driver <--socket: {"ready"}, {"broken": …}, {"claimed": number}, {"done": number}--  worker
     driver  --lifeline: closes when the driver dies-->  the worker's keeper, which kills it
 
 A worker leads a process group: killing it takes along what the objective has started.
@@ -55,12 +55,13 @@ class ProcessExecutor:
         self._pipe: tuple[int, ...] = os.pipe()
         self._deaths_in_a_row = 0
         settings.work_folder.mkdir(parents=True, exist_ok=True)
-        self.slots = len(gpus)
+        self._slots = len(gpus)
         self._workers: list[_Worker] = []
         self._vacant = list(gpus)  # the devices of slots without a process
 
-    def free(self) -> int:
-        return sum(worker.number is None for worker in self._workers) + len(self._vacant)
+    @property
+    def slots(self) -> int:
+        return self._slots
 
     def start(self) -> None:
         """Start the workers that do not run: their first trials will find them ready."""
@@ -71,15 +72,24 @@ class ProcessExecutor:
         """Whether every worker has loaded the objective; `wait` brings it about."""
         return not self._vacant and all(worker.is_ready for worker in self._workers)
 
-    def submit(self, number: int) -> None:
-        worker = next((worker for worker in self._workers if worker.number is None), None)
+    def free(self) -> int:
+        return sum(not worker.is_busy for worker in self._workers) + len(self._vacant)
+
+    def submit(self, number: int | None) -> None:
+        """None: whatever waits first, where the study's driver is another process. The worker announces
+        itself and looks for one until it has to announce itself again; `running` says when it has one."""
+        worker = next((worker for worker in self._workers if not worker.is_busy), None)
         if worker is None:
             if not self._vacant:
                 raise IndexError("all workers are busy")
             worker = self._start(self._vacant.pop(0))
             self._workers.append(worker)
-        worker.number = number
+        worker.is_busy, worker.number = True, number
         worker.send({"run": number})
+
+    def running(self) -> dict[int, str]:
+        """The trials that workers are busy with, and the workers' names."""
+        return {worker.number: worker.name for worker in self._workers if worker.number is not None}
 
     def wait(self, seconds: float) -> list[Event]:
         watched = {descriptor: worker for worker in self._workers for descriptor in worker.descriptors()}
@@ -97,13 +107,20 @@ class ProcessExecutor:
             events += [event for message in messages if (event := self._heard(worker, message))]
             if has_died:
                 events.append(self._bury(worker))
-            elif self._isolate and messages and worker.number is None:
+            elif self._isolate and messages and not worker.is_busy:
                 self._remove(worker)
         return events
 
+    def withdraw(self) -> list[int]:
+        """Workers that look for a trial are stopped; those that were given one begin it."""
+        for worker in list(self._workers):
+            if worker.is_busy and worker.number is None:
+                self._remove(worker)
+        return []
+
     def cancel(self, numbers: Collection[int] | None = None) -> None:
         for worker in list(self._workers):
-            if worker.number is not None and (numbers is None or worker.number in numbers):
+            if worker.is_busy and (numbers is None or worker.number in numbers):
                 self._remove(worker)
 
     def close(self) -> None:
@@ -112,7 +129,7 @@ class ProcessExecutor:
         deadline = time.monotonic() + CLOSE_SECONDS
         for worker in self._workers:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                if worker.number is None:
+                if not worker.is_busy:
                     worker.process.wait(max(0.0, deadline - time.monotonic()))
             worker.kill()
         self._workers = []
@@ -127,9 +144,11 @@ class ProcessExecutor:
                 f"a worker can't load the objective: {broken['message']}",
                 f"{broken['hint']} (workers load a copy of the project: what git does not ignore)",
             )
+        if "claimed" in message:
+            worker.number = message["claimed"]
         if "done" in message:
             self._deaths_in_a_row = 0
-            worker.number = None
+            worker.is_busy, worker.number = False, None
             return Finished(message["done"])
         return None
 
@@ -186,7 +205,8 @@ class _Worker:
     socket: socket.socket
     gpus: tuple[str, ...]
     log: Path
-    number: int | None = None
+    is_busy: bool = False
+    number: int | None = None  # of its trial; a busy worker without one looks for one
     is_ready: bool = False
     is_mute: bool = False
     rest: bytes = b""

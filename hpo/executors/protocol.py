@@ -20,7 +20,8 @@ class WorkerSettings:
     ``code``: the folder with the unpacked snapshot; ``file`` and ``name``: the entry point below it;
     ``fingerprint``: of the driver's space, which must be the worker's, too; ``arguments``: what --set
     says; ``folder``: where trials keep their files meanwhile; ``tracking_uri``: the MLflow server on which
-    trials' runs are made beforehand, if there is one.
+    trials' runs are made beforehand, if there is one; ``snapshot``: the hash of the code, where workers take
+    trials by themselves.
     """
 
     store: str
@@ -35,6 +36,7 @@ class WorkerSettings:
     lease_seconds: float = 30.0
     timeout_seconds: float | None = None
     tracking_uri: str | None = None
+    snapshot: str | None = None
 
     @property
     def work_folder(self) -> Path:
@@ -43,9 +45,10 @@ class WorkerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The worker has done with this trial and takes another."""
+    """The worker has done with this trial and takes another. None: it was to run whatever waits, and found
+    nothing."""
 
-    number: int
+    number: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ Event = Finished | Died
 class Executor(Protocol):
     @property
     def slots(self) -> int:
-        """How many trials may run at a time, as things are now."""
+        """How many trials can run at a time now."""
 
     def free(self) -> int:
         """How many more trials could be submitted now."""
@@ -78,6 +81,10 @@ class Executor(Protocol):
         Raises LoadError, as the driver would, when a worker can't load the objective, and WorkerBroken
         when workers die again and again before they take a trial.
         """
+
+    def withdraw(self) -> list[int]:
+        """No more trials are to start: take back those that were submitted and that nobody will begin now.
+        Returns their numbers."""
 
     def cancel(self, numbers: Collection[int] | None = None) -> None:
         """Kill the workers that are busy with these trials, all by default; `wait` tells their deaths no

@@ -126,11 +126,11 @@ class SparkExecutor:
 
     @property
     def slots(self) -> int:
-        """How many trials run at a time, as far as the cluster has room now."""
-        slots = self._slots_of_cluster()
+        slots, _ = self._capacity  # `free` looks at the cluster
         return slots if self._cluster.parallelism is None else min(slots, self._cluster.parallelism)
 
     def free(self) -> int:
+        self._slots_of_cluster()
         return max(0, self.slots - len(self._jobs))
 
     def submit(self, number: int) -> None:
@@ -149,6 +149,9 @@ class SparkExecutor:
             while True:
                 events += self._heard(*self._outcomes.get_nowait())
         return events
+
+    def withdraw(self) -> list[int]:
+        return []
 
     def cancel(self, numbers: Collection[int] | None = None) -> None:
         for number in list(self._jobs):

@@ -113,7 +113,7 @@ class Store(Protocol):
         worker: str,
         number: int | None = None,
         *,
-        gpus: Sequence[str] = (),
+        gpus: tuple[str, ...] = (),
         wait_seconds: float = 0.0,
         token: str | None = None,
     ) -> Claim | None:

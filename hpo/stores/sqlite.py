@@ -277,14 +277,14 @@ class SqliteStore:
         worker: str,
         number: int | None = None,
         *,
-        gpus: Sequence[str] = (),
+        gpus: tuple[str, ...] = (),
         wait_seconds: float = 0.0,
         token: str | None = None,
     ) -> Claim | None:
         chosen = token or secrets.token_hex(8)
         return claimed_within(wait_seconds, lambda: self._claim(worker, number, gpus, chosen))
 
-    def _claim(self, worker: str, number: int | None, gpus: Sequence[str], token: str) -> Claim | None:
+    def _claim(self, worker: str, number: int | None, gpus: tuple[str, ...], token: str) -> Claim | None:
         wanted = "" if number is None else "AND number = :number"
         with self._writing():
             row = self._one(

@@ -70,6 +70,8 @@ class Progress:
         self._running: dict[int, _Running] = {}
         self._live: Live | None = None
         self._is_closed = False
+        self.count_workers: Callable[[], int] | None = None
+        """How many workers are there now, where they come and go as they like."""
 
     def update(self, changes: Changes) -> None:
         if self._is_closed:
@@ -108,6 +110,9 @@ class Progress:
         times = f"{_clock_time(self._clock() - self._began)}<{'?' if left is None else _clock_time(left)}"
         others = (State.PRUNED, State.FAILED)
         more = "".join(f", {self._counts[state]} {state}" for state in others if self._counts[state])
+        if self.count_workers is not None:
+            workers = self.count_workers()
+            more += f", {workers} worker{'' if workers == 1 else 's'}"
         return f"{begin} [{times}, best loss: {_number(self._best)}{more}]"
 
     # --- events
@@ -212,7 +217,8 @@ class Progress:
         now = self._clock()
         running = [max(0.0, typical - (now - r.since)) for r in self._running.values()][:remaining]
         work = sum(running) + typical * (remaining - len(running))
-        return work / min(self._parallelism, remaining)
+        parallelism = self._parallelism if self.count_workers is None else max(1, self.count_workers())
+        return work / min(parallelism, remaining)
 
 
 def _params(trial: Trial) -> str:

@@ -64,6 +64,9 @@ class FakeExecutor:
         self.store.finish(claim, outcome)
         return [Finished(number)]
 
+    def withdraw(self) -> list[int]:
+        return []
+
     def cancel(self, numbers: Collection[int] | None = None) -> None:
         self.running = [n for n in self.running if numbers is not None and n not in numbers]
 
@@ -122,6 +125,65 @@ def test_every_worker_is_busy_and_none_has_a_trial_in_advance(store: Store) -> N
 
     assert executor.most == 3
     assert store.record().counts == {"completed": 8, "waiting": 0, "running": 0, "pruned": 0, "failed": 0}
+
+
+def test_a_study_waits_while_no_worker_is_there(store: Store) -> None:
+    class WithoutWorkersAtFirst(FakeExecutor):
+        looks = 0
+
+        def free(self) -> int:
+            return super().free() if self.looks >= 3 else 0
+
+        def wait(self, seconds: float) -> list[Event]:
+            self.looks += 1
+            return super().wait(seconds) if self.running else []
+
+    ending = study(store, WithoutWorkersAtFirst(store, square), Limits(max_evals=2)).run(Wish())
+
+    assert ending is Ending.DONE
+    assert store.record().counts["completed"] == 2
+
+
+def test_a_trial_that_a_worker_of_its_own_has_taken_counts_and_is_waited_for(store: Store) -> None:
+    """Such a worker takes whatever waits, also what this driver has not submitted."""
+
+    class WithOneMore(FakeExecutor):
+        looks = 0
+
+        def wait(self, seconds: float) -> list[Event]:
+            self.looks += 1
+            if self.looks == 5:
+                self.store.finish(claim, Completed(0.25))
+            return super().wait(seconds) if self.running else []
+
+    store.add(0, {"x": 0.5}, {})
+    claim = store.claim("w", 0)
+    assert claim is not None
+    executor = WithOneMore(store, square)
+
+    ending = study(store, executor, Limits(max_evals=2)).run(Wish())
+
+    assert ending is Ending.DONE
+    assert executor.order == [1]
+    assert [trial.state for trial in store.trials()] == ["completed", "completed"]
+
+
+def test_a_drain_takes_back_what_no_worker_has_begun(store: Store) -> None:
+    class NobodyBegins(FakeExecutor):
+        def wait(self, seconds: float) -> list[Event]:
+            wish.drain = True
+            return []
+
+        def withdraw(self) -> list[int]:
+            taken, self.running = self.running, []
+            return taken
+
+    wish = Wish()
+
+    ending = study(store, NobodyBegins(store, square, slots=2), Limits(max_evals=9)).run(wish)
+
+    assert ending is Ending.DRAINED
+    assert [trial.state for trial in store.trials()] == ["waiting", "waiting"]
 
 
 def test_the_points_do_not_depend_on_interruptions(store: Store, tmp_path: Path) -> None:
