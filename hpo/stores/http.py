@@ -6,11 +6,13 @@ A call that gets no answer is asked again under the same key, so that no write i
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import random
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -59,10 +61,6 @@ from hpo.stores.rpc import (
     read_error,
 )
 
-PATIENCE_SECONDS = 20.0  # in all, for a server that does not answer
-TRAINING_PATIENCE_SECONDS = 5.0  # where a training, or a person, waits meanwhile
-CONNECT_SECONDS = 2.0
-ANSWER_SECONDS = 10.0  # for one attempt
 BYTES_PER_SECOND = 10e6  # the slowest disk a file is written to by a server that is not taken for dead
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.05, 2.0
 
@@ -74,6 +72,22 @@ PASSING = (requests.ConnectionError, requests.Timeout, requests.exceptions.Chunk
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a client waits for a server that does not answer.
+
+    ``seconds`` in all, ``training_seconds`` where a training, or a person, waits meanwhile;
+    ``connect_seconds``, ``answer_seconds`` and ``file_seconds`` (until a file, or its next part, comes) for
+    one attempt.
+    """
+
+    seconds: float = 20.0
+    training_seconds: float = 5.0
+    connect_seconds: float = 2.0
+    answer_seconds: float = 10.0
+    file_seconds: float = 30.0
+
+
 class HttpCatalog:
     """The studies of one server. See `hpo.stores.protocol.Catalog`.
 
@@ -81,9 +95,10 @@ class HttpCatalog:
     Raises StoreUnreachable at once when nobody answers, or not as hpo does.
     """
 
-    def __init__(self, url: str, token: str | None = None) -> None:
+    def __init__(self, url: str, token: str | None = None, patience: Patience = Patience()) -> None:
         self.url = url.rstrip("/")
-        self._line = _Line(self.url, os.environ.get(TOKEN_VARIABLE, "") if token is None else token)
+        given = os.environ.get(TOKEN_VARIABLE, "") if token is None else token
+        self._line = _Line(self.url, given, patience)
         try:
             self.names()
         except BaseException:
@@ -91,7 +106,7 @@ class HttpCatalog:
             raise
 
     def names(self) -> list[str]:
-        names = self._line.call(None, "names", {}, patience=TRAINING_PATIENCE_SECONDS)
+        names = self._line.call(None, "names", {}, is_training=True)
         return [str(name) for name in names]
 
     def create(self, identity: Identity) -> HttpStore:
@@ -190,7 +205,7 @@ class HttpStore:
             seconds = min(left, LONGEST_POLL_SECONDS)
             found = self._call(
                 "claim",
-                answer_seconds=ANSWER_SECONDS + seconds,
+                poll_seconds=seconds,
                 worker=worker,
                 number=number,
                 gpus=list(gpus),
@@ -203,25 +218,21 @@ class HttpStore:
         return None if found is None else _read(read_claim, found, self.url)
 
     def renew(self, claim: Claim) -> Answer:
-        answer = self._call(
-            "renew", TRAINING_PATIENCE_SECONDS, TRAINING_PATIENCE_SECONDS, claim=claim_document(claim)
-        )
-        return _read(Answer, answer, self.url)
+        return self._read(Answer, "renew", is_training=True, claim=claim_document(claim))
 
     def report(
         self, claim: Claim, epoch: int, loss: float | None, metrics: Mapping[str, float], *, time: float
     ) -> Answer:
-        answer = self._call(
+        return self._read(
+            Answer,
             "report",
-            TRAINING_PATIENCE_SECONDS,
-            TRAINING_PATIENCE_SECONDS,
+            is_training=True,
             claim=claim_document(claim),
             epoch=epoch,
             loss=loss,
             metrics=dict(metrics),
             time=time,
         )
-        return _read(Answer, answer, self.url)
 
     def finish(self, claim: Claim, outcome: Outcome) -> None:
         self._call("finish", claim=claim_document(claim), outcome=outcome_document(outcome))
@@ -306,17 +317,14 @@ class HttpStore:
     # --- calls
 
     def _call(
-        self,
-        name: str,
-        /,
-        patience: float = PATIENCE_SECONDS,
-        answer_seconds: float = ANSWER_SECONDS,
-        **arguments: Any,
+        self, name: str, /, is_training: bool = False, poll_seconds: float = 0.0, **arguments: Any
     ) -> Any:
-        return self._line.call(self.study, name, arguments, patience=patience, answer_seconds=answer_seconds)
+        return self._line.call(
+            self.study, name, arguments, is_training=is_training, poll_seconds=poll_seconds
+        )
 
-    def _read(self, read: Callable[[Any], T], name: str, /, **arguments: Any) -> T:
-        return _read(read, self._call(name, **arguments), self.url)
+    def _read(self, read: Callable[[Any], T], name: str, /, is_training: bool = False, **arguments: Any) -> T:
+        return _read(read, self._call(name, is_training, **arguments), self.url)
 
     def _lines(
         self, read: Callable[[Any], T], name: str, arguments: Mapping[str, Any], key: Callable[[T], Any]
@@ -324,7 +332,8 @@ class HttpStore:
         """The items of a long answer, in the order of their keys; one that is cut is asked for again."""
         asked = {"study": self.study, "call": name, "with": arguments}
         last = None
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        patience = self._line.patience.seconds
+        deadline = time.monotonic() + patience
         while True:
             try:
                 for document in self._line.lines(asked):
@@ -332,7 +341,7 @@ class HttpStore:
                     if last is None or key(item) > last:
                         last = key(item)
                         yield item
-                        deadline = time.monotonic() + PATIENCE_SECONDS
+                        deadline = time.monotonic() + patience
                 return
             except _Cut as cut:
                 if time.monotonic() > deadline:
@@ -364,7 +373,7 @@ class _Line:
     succeeds.
     """
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, patience: Patience) -> None:
         parts = urlsplit(url)
         if parts.username is not None or parts.password is not None:
             raise StoreUnreachable(
@@ -384,6 +393,7 @@ class _Line:
                 f"{url} wants a token, and {TOKEN_VARIABLE} holds none",
                 f"set {TOKEN_VARIABLE} to the token that the server printed",
             )
+        self.patience = patience
         self._url = url
         self._session = requests.Session()
         self._session.auth = _Token(token)
@@ -400,22 +410,28 @@ class _Line:
         name: str,
         arguments: Mapping[str, Any],
         *,
-        patience: float = PATIENCE_SECONDS,
-        answer_seconds: float = ANSWER_SECONDS,
+        is_training: bool = False,
+        poll_seconds: float = 0.0,
     ) -> Any:
-        """The result of one operation. Raises the error that it ended with at the server."""
+        """The result of one operation. Raises the error that it ended with at the server.
+
+        Args: is_training: a training is held up meanwhile; poll_seconds: how long the server may wait itself.
+        """
         body = dump({"study": study, "call": name, "with": arguments}).encode()
         if len(body) > MOST_BODY_BYTES:
             raise StoreError(
                 f"{name}: {len(body)} bytes at once are more than the server at {self._url} takes",
                 "put large results into files in run.directory",
             )
-        return self._result(self._ask(CALL, body, patience, answer_seconds))
+        answer_seconds = self.patience.answer_seconds + poll_seconds
+        if is_training:  # so that it can be asked twice
+            answer_seconds = min(answer_seconds, self.patience.training_seconds / 2)
+        return self._result(self._ask(CALL, body, answer_seconds, is_training=is_training))
 
     def lines(self, asked: Mapping[str, Any]) -> Iterator[Any]:
         """The documents of a long answer. Raises _Cut where it ends too early."""
         body = dump(asked).encode()
-        with self._ask(STREAM, body, is_stream=True) as response:
+        with self._ask(STREAM, body, self.patience.file_seconds, is_stream=True) as response:
             if response.status_code != 200:
                 self._result(response)
             try:
@@ -434,17 +450,16 @@ class _Line:
         """Send files, all in one request."""
         sizes = {name: path.stat().st_size for name, path in files.items()}
         first = headed(header | {"files": [{"name": n, "size": size} for n, size in sizes.items()]})
-        patience = TRAINING_PATIENCE_SECONDS if is_training else PATIENCE_SECONDS
-        seconds = ANSWER_SECONDS + sum(sizes.values()) / BYTES_PER_SECOND
+        seconds = self.patience.answer_seconds + sum(sizes.values()) / BYTES_PER_SECOND
         upload = _Upload(first, [(path, sizes[name]) for name, path in files.items()])
-        return self._result(self._ask(PUT_FILES, upload, patience, seconds))
+        return self._result(self._ask(PUT_FILES, upload, seconds, is_training=is_training))
 
     def get(self, asked: Mapping[str, Any], path: Path) -> bool:
         """Write a file to a new path; False if there is none, or not as it was kept."""
         body = dump(asked).encode()
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + self.patience.seconds
         while True:
-            with self._ask(GET_FILE, body, answer_seconds=PATIENCE_SECONDS, is_stream=True) as response:
+            with self._ask(GET_FILE, body, self.patience.file_seconds, is_stream=True) as response:
                 if response.status_code == 204:
                     return False
                 if response.status_code != 200:
@@ -473,22 +488,23 @@ class _Line:
         self,
         path: str,
         body: bytes | _Upload,
-        patience: float = PATIENCE_SECONDS,
-        answer_seconds: float = ANSWER_SECONDS,
+        answer_seconds: float,
         *,
+        is_training: bool = False,
         is_stream: bool = False,
     ) -> requests.Response:
         """One request, sent again under the same key until there is an answer."""
         key = secrets.token_hex(16)
+        patience = self.patience.training_seconds if is_training else self.patience.seconds
         deadline = time.monotonic() + patience
         delay = FIRST_DELAY_SECONDS
-        while True:
+        for attempt in itertools.count(1):
             try:
                 response = self._session.post(
                     self._url + path,
                     data=body,
                     headers={KEY_HEADER: key},
-                    timeout=(CONNECT_SECONDS, answer_seconds),
+                    timeout=(self.patience.connect_seconds, answer_seconds),
                     allow_redirects=False,
                     stream=is_stream,
                 )
@@ -511,11 +527,13 @@ class _Line:
             except requests.RequestException as fault:
                 raise self._unreachable(fault) from fault
             pause = delay * random.uniform(0.5, 1.0)
-            if self._is_away or time.monotonic() + pause > deadline:
+            # One that was lost may have taken all the time there is: it is asked for again all the same.
+            if self._is_away or (attempt > 1 and time.monotonic() + pause > deadline):
                 self._is_away = True
                 raise self._unreachable(error) from error
             time.sleep(pause)
             delay = min(2 * delay, LONGEST_DELAY_SECONDS)
+        raise AssertionError
 
     def _check(self, response: requests.Response) -> None:
         """Whether it was hpo that answered, and lets this client in."""

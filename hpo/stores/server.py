@@ -263,6 +263,8 @@ class _Service:
             self._loop = asyncio.get_running_loop()
             try:
                 return await handler(request)
+            except asyncio.CancelledError:  # it took longer than the server may to close
+                return _response(_explained(Closing("the server ends")))
             except Exception as error:
                 return _response(_explained(error))
 

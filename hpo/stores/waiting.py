@@ -49,9 +49,12 @@ class Waiting:
         self._queues: dict[str, list[_Waiter]] = {}
         self._arrivals: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     async def claim(self, study: str, arguments: Fields, call: Call, seconds: float) -> Any:
         """The claim's document; None if the seconds are over, or nobody wants it any more."""
+        if self._is_closed:
+            raise Closing("the server ends")
         loop = asyncio.get_running_loop()
         waiter = _Waiter(arguments, call, loop.time() + seconds, loop.create_future())
         if study not in self._queues:
@@ -64,7 +67,8 @@ class Waiting:
         return await waiter.found
 
     def close(self) -> None:
-        """Whoever waits is told that the server ends."""
+        """Whoever waits, and whoever comes, is told that the server ends."""
+        self._is_closed = True
         for queue in self._queues.values():
             for waiter in queue:
                 if not waiter.found.done():

@@ -22,7 +22,7 @@ import requests
 from hpo.core.errors import NoSuchStudy, NoSuchTrial, StoreError, StoreUnreachable
 from hpo.core.trial import Completed
 from hpo.stores import connect
-from hpo.stores.http import HttpCatalog, HttpStore
+from hpo.stores.http import HttpCatalog, HttpStore, Patience
 from hpo.stores.rpc import MOST_BODY_BYTES, MOST_CHANGES, read_error
 from hpo.stores.server import StoreServer, serving
 from hpo.stores.sqlite import SqliteCatalog
@@ -167,21 +167,17 @@ def test_only_the_study_that_is_served_exists(url: str) -> None:
 # --- what is there instead
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hpo.stores.http.TRAINING_PATIENCE_SECONDS", 0.2)
+IMPATIENT = Patience(training_seconds=0.3)
 
 
-@pytest.mark.usefixtures("impatient")
 def test_an_address_that_nobody_has_is_told(free_port: int) -> None:
     with pytest.raises(StoreUnreachable, match=f"no server answers at http://127.0.0.1:{free_port}"):
-        HttpCatalog(f"http://127.0.0.1:{free_port}", TOKEN)
+        HttpCatalog(f"http://127.0.0.1:{free_port}", TOKEN, IMPATIENT)
 
 
-@pytest.mark.usefixtures("impatient")
 def test_a_machine_that_does_not_exist_is_told() -> None:
     with pytest.raises(StoreUnreachable, match=r"http://no-such-machine\.invalid:1"):
-        HttpCatalog("http://no-such-machine.invalid:1", TOKEN)
+        HttpCatalog("http://no-such-machine.invalid:1", TOKEN, IMPATIENT)
 
 
 def test_a_server_without_tls_is_told_where_https_was_asked(server: StoreServer) -> None:
@@ -197,7 +193,6 @@ def test_what_is_no_address_is_told(address: str) -> None:
         HttpCatalog(address, TOKEN)
 
 
-@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
@@ -213,7 +208,7 @@ def test_what_is_no_address_is_told(address: str) -> None:
 )
 def test_what_is_no_server_of_hpo_is_told_as_what_it_is(answer: bytes, sentence: str, impostor) -> None:
     with pytest.raises(StoreUnreachable, match=sentence) as raised:
-        HttpCatalog(impostor(answer), TOKEN)
+        HttpCatalog(impostor(answer), TOKEN, IMPATIENT)
 
     assert raised.value.hint
 
