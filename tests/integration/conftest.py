@@ -16,7 +16,6 @@ from typing import Any
 
 import psutil
 import pytest
-from spark_cluster import SparkCluster, running_cluster
 
 SECONDS = 60.0  # a machine may be busy; no test waits so long unless something is wrong
 
@@ -197,13 +196,6 @@ def is_alive() -> Callable[[int], bool]:
             return False
 
     return look
-
-
-@pytest.fixture(scope="session")
-def spark_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkCluster]:
-    """A real Spark cluster for all tests of the session; it takes some 10 s to start."""
-    with running_cluster(tmp_path_factory.mktemp("spark-cluster")) as cluster:
-        yield cluster
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-SCRIPT = Path(__file__).parents[2] / "spark-conf" / "local-cluster"
+SCRIPT = Path(__file__).parents[1] / "spark-conf" / "local-cluster"
 SHAPE = ("--workers", "2", "--cores", "1", "--memory", "1g", "--gpus", "0,1", "--port", "0")
 
 
