@@ -59,7 +59,18 @@ def began(project, until) -> Callable[[int], Path]:
 
 
 def test_workers_in_other_shells_run_all_trials_of_a_study(project, drive) -> None:
-    project.write(QUICK)
+    project.write(
+        """
+        import os, time
+
+        def objective(params, run):
+            open(f"began.{run.number}", "w").close()
+            while not os.path.exists("began.1"):  # so the first trial needs a second worker
+                time.sleep(0.02)
+            run.report(0, params["x"])
+            return params["x"]
+        """
+    )
     driver = drive(12, "--json")
     workers = [project.start("worker", "--idle-timeout", "6s"), project.start("worker", "--gpus", "0+1")]
 
