@@ -64,7 +64,7 @@ class Puller:
     _catalog: Catalog | None = field(default=None, init=False)
     _store: Store | None = field(default=None, init=False)
     _crew: _Crew | None = field(default=None, init=False)
-    _taken: int = field(default=0, init=False)
+    _taken_before: int = field(default=0, init=False)  # by crews that have been dismissed
     _idle_since: float = field(default=0.0, init=False)
     _look_at: float = field(default=0.0, init=False)
     _said: str = field(default="", init=False)
@@ -95,8 +95,6 @@ class Puller:
 
     def _end(self) -> End | None:
         is_busy = self._crew is not None and bool(self._crew.running)
-        if is_busy:
-            self._idle_since = self.clock()
         if self.wish.is_cancel():
             return End.CANCELLED
         if is_busy:
@@ -107,12 +105,17 @@ class Puller:
         if limit is not None and self.clock() - self._idle_since >= limit:
             self.say(f"no trial for {limit:g} s: going")
             return End.DONE
-        is_enough = self.asked.max_trials is not None and self._taken >= self.asked.max_trials
+        is_enough = self.asked.max_trials is not None and self._taken() >= self.asked.max_trials
         return End.DONE if is_enough else None
+
+    def _taken(self) -> int:
+        """How many trials were run, or are."""
+        return self._taken_before + (0 if self._crew is None else self._crew.taken)
 
     def _step(self, folder: Path) -> None:
         if self._store is None:
             self._store = self._find()
+            self._look_at = self.clock() + (LOOK_SECONDS if self._store is None else 0.0)
         elif self.wish.is_drain():
             if self._crew is not None:
                 self._crew.withdraw()
@@ -121,11 +124,13 @@ class Puller:
         if self._crew is None:
             self._rest(max(0.0, self._look_at - self.clock()))
         else:
-            self._taken += self._crew.wait(WAIT_SECONDS)
+            taken = self._crew.taken
+            self._crew.wait(WAIT_SECONDS)
+            if self._crew.running or self._crew.taken > taken:
+                self._idle_since = self.clock()
 
     def _find(self) -> Store | None:
         """The study that wants workers; None while there is none. Raises UsageError for several."""
-        self._look_at = self.clock() + LOOK_SECONDS
         if self._catalog is None:
             self._catalog = connect(self.asked.store)
         catalog, study = self._catalog, self.asked.study
@@ -162,7 +167,7 @@ class Puller:
         if self._crew is None:
             self._crew = self._engage(store, record, terms, folder)
         most = self.asked.max_trials
-        self._crew.look_for_trials(len(self.asked.slots) if most is None else most - self._taken)
+        self._crew.look_for_trials(len(self.asked.slots) if most is None else most - self._taken())
         self._said = ""
 
     def _engage(self, store: Store, record: StudyRecord, terms: Terms, folder: Path) -> _Crew:
@@ -191,6 +196,7 @@ class Puller:
     def _dismiss(self) -> None:
         if self._crew is not None:
             self._crew.close()
+            self._taken_before += self._crew.taken
             self._crew = None
 
     def _say_once(self, text: str) -> None:
@@ -199,9 +205,12 @@ class Puller:
             self._said = text
 
     def _rest(self, seconds: float) -> None:
+        """So long, or until a signal has come."""
         until = self.clock() + seconds
-        while not self.wish.is_drain() and not self.wish.is_cancel() and (left := until - self.clock()) > 0:
+        while (left := until - self.clock()) > 0:
             time.sleep(min(left, WAIT_SECONDS))
+            if self.wish.is_drain() or self.wish.is_cancel():
+                return
 
 
 def _terms(record: StudyRecord) -> Terms | None:
@@ -231,7 +240,8 @@ def _fetched(store: Store, record: StudyRecord, trust: Trust, folder: Path) -> P
 
 @dataclass
 class _Crew:
-    """The processes that run trials of one study with one code. ``running``: trials, and whose they are."""
+    """The processes that run trials of one study with one code. ``running``: trials, and whose they are;
+    ``taken``: how many there were."""
 
     store: Store
     settings: WorkerSettings
@@ -240,6 +250,7 @@ class _Crew:
     say: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
     running: dict[int, str] = field(default_factory=dict, init=False)
+    taken: int = field(default=0, init=False)
     _events: deque[Event] = field(default_factory=deque, init=False)
     _suspects: set[int] = field(default_factory=set, init=False)
     _check_at: float = field(default=0.0, init=False)
@@ -253,22 +264,22 @@ class _Crew:
         while self.executor.free() and self._looking() < most:
             self.executor.submit(None)
 
-    def wait(self, seconds: float) -> int:
-        """Deal with what happens meanwhile; returns how many trials were taken."""
-        self._events += self.executor.wait(seconds)
-        running = self.executor.running()
+    def wait(self, seconds: float) -> None:
+        """Deal with what happens meanwhile."""
+        events = self.executor.wait(seconds)
         # A short trial may have begun and ended by now.
-        begun = (running.keys() | {event.number for event in self._events} - {None}) - self.running.keys()
-        for number in sorted(n for n in begun if n is not None):
-            self.running[number] = running.get(number, "")
+        running = {event.number: "" for event in events if event.number is not None} | self.executor.running()
+        for number in sorted(running.keys() - self.running.keys()):
+            self.running[number] = running[number]
+            self.taken += 1
             self.say(f"trial {number} claimed")
+        self._events += events
         while self._events:
             self._deal_with(self._events[0])
             self._events.popleft()  # only now: while the store is away, it is not forgotten
         if self.clock() >= self._check_at:
             self._check_at = self.clock() + self.terms.lease_seconds / 3
             self._stop_what_was_taken_back()
-        return len(begun)
 
     def withdraw(self) -> None:
         """No slot looks for a trial any more; those that have one go on."""

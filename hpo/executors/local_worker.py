@@ -23,7 +23,7 @@ from hpo.run import complain
 from hpo.stores import Store, connect
 from hpo.worker import Workplace, file_store, run_claimed, run_one
 
-POLL_SECONDS = 20.0  # how long one look for a trial lasts
+POLL_SECONDS = 5.0  # how long one look for a trial lasts, and how late a new driver knows of this worker
 STORE_RETRY_SECONDS = 2.0
 
 

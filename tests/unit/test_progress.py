@@ -196,6 +196,15 @@ def test_a_failure_stands_above_the_table(terminal, clock):
     assert screen(terminal)[-1] == "  5%|          | 1/20 [00:00<01:19, best loss: ?, 1 failed]"
 
 
+def test_the_line_says_how_many_workers_are_there_where_they_come_and_go(log, clock):
+    workers = [2, 1]
+    progress = Progress(log, "s", 20, counts={"completed": 6}, best=0.5, clock=clock)
+    progress.count_workers = workers.pop
+
+    assert progress.line().endswith("best loss: 0.5, 1 worker]")
+    assert progress.line().endswith("best loss: 0.5, 2 workers]")
+
+
 def test_closing_takes_the_table_away_and_leaves_the_line(terminal, clock):
     progress = Progress(terminal, "s", 1, clock=clock)
     progress.update(changes(running(0)))
