@@ -12,6 +12,7 @@ kills the worker when the driver is gone. A thread could do none of that while t
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import select
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -130,7 +132,8 @@ def main() -> None:
         return
     settings = json.loads(lines.pop(0))
     worker, lifeline = settings["worker"], settings["lifeline"]
-    store = connect(settings["store"]).open(settings["study"])
+    # Opened where it is used: a server that is away for now must not end the keeper.
+    store = functools.cache(lambda: connect(settings["store"]).open(settings["study"]))
     beat_seconds = settings["lease_seconds"] / 3  # one lost heartbeat must not cost a trial
     claim: Claim | None = None
     message = IDLE
@@ -157,7 +160,7 @@ def main() -> None:
             claim = None
         elif claim is not None:
             try:
-                store.renew(claim)
+                store().renew(claim)
                 beat_at = time.monotonic() + beat_seconds
             except ClaimLost:  # the worker learns it at its next report
                 claim = None
@@ -165,9 +168,10 @@ def main() -> None:
                 beat_at = time.monotonic() + min(STORE_RETRY_SECONDS, beat_seconds)
 
 
-def _time_out(store: Store, claim: Claim, seconds: float, log: Path) -> None:
+def _time_out(opened: Callable[[], Store], claim: Claim, seconds: float, log: Path) -> None:
     # The worker may have been quicker; and if the store fails, the driver will see a death.
     with contextlib.suppress(ClaimLost, StoreError):
+        store = opened()
         with contextlib.suppress(OSError):
             store.put_files({LOG: log}, claim.number, claim=claim)
         store.finish(claim, Failed(Kind.TIMEOUT, f"no result within {seconds:g} s (--trial-timeout)"))

@@ -84,7 +84,7 @@ class Run:
         values = {**self._measured(int(epoch), values), **values}
         self._unsent.append((int(epoch), value, values, time.time()))
         with self.clock.phase("callbacks"):
-            answer = self.flush()
+            answer = self._sent()
         if answer is Answer.STOP:
             raise TrialPruned(f"the study stopped trial {self.number} after epoch {epoch}")
 
@@ -107,16 +107,19 @@ class Run:
             self._timed = epoch, self.measure()
         return self._timed[1]
 
+    def _sent(self) -> Answer:
+        """A store that fails now costs no trial: the epochs are kept and sent with the next one."""
+        try:
+            return self.flush()
+        except StoreError as error:
+            complain(f"{len(self._unsent)} epochs wait for the store: {error}")
+            return Answer.CONTINUE
+
     def flush(self) -> Answer:
-        """Send what has not reached the store yet. A store that fails now costs no trial: the epochs are
-        kept and sent with the next one."""
+        """Send what has not reached the store yet. Raises StoreError; what was not sent is kept."""
         answer = Answer.CONTINUE
         while self._unsent:
-            try:
-                answer = self.send(*self._unsent[0])
-            except StoreError as error:
-                complain(f"{len(self._unsent)} epochs wait for the store: {error}")
-                break
+            answer = self.send(*self._unsent[0])
             self._unsent.pop(0)
         return answer
 

@@ -9,9 +9,12 @@ A suite's tests are its specification; read them as such.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +24,7 @@ from hpo.core.errors import ClaimLost, NoSuchStudy, NoSuchTrial
 from hpo.core.study import Driver, Identity
 from hpo.core.trial import Answer, Claim, Completed, Failed, Kind, Outcome, Pruned, State, Verdict
 from hpo.executors import Died, Event, Executor, Finished
-from hpo.stores import Catalog, Store
+from hpo.stores import Catalog, Store, connect
 
 IDENTITY = Identity(
     study="digits",
@@ -51,11 +54,17 @@ class FakeClock:
 
 
 class StoreContract:
-    """Every `hpo.stores.Store` passes these. Subclasses give the fixture ``catalog``, with ``clock``."""
+    """Every `hpo.stores.Store` passes these. Subclasses give the fixture ``catalog``, with ``clock``, and
+    ``second``, another handle on the same place, where `connect` is not enough for it."""
 
     @pytest.fixture
     def clock(self) -> FakeClock:
         return FakeClock()
+
+    @pytest.fixture
+    def second(self, catalog: Catalog) -> Iterator[Catalog]:
+        with contextlib.closing(connect(catalog.url)) as second:
+            yield second
 
     @pytest.fixture
     def store(self, catalog: Catalog) -> Store:
@@ -188,6 +197,59 @@ class StoreContract:
         assert _claimed(store, 1).number == 1
         assert store.claim("v", 1) is None
         assert store.claim("v", 9) is None
+
+    def test_a_claim_waits_until_a_trial_is_offered(self, store: Store, second: Catalog) -> None:
+        other, begins = second.open("digits"), threading.Event()
+        _add(other, 0)
+        held = _claimed(other, 0)
+
+        def wait() -> Claim | None:
+            begins.set()
+            return store.claim("v", wait_seconds=60)
+
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(wait)
+            begins.wait()
+            other.release(held)
+            claim = waiting.result(60)
+
+        assert claim is not None
+        assert (claim.number, claim.worker) == (0, "v")
+
+    def test_a_claim_that_waits_in_vain_is_none(self, store: Store) -> None:
+        _add(store, 0)
+        _claimed(store, 0)
+
+        assert store.claim("v", wait_seconds=0.1) is None
+        assert store.claim("v", 0, wait_seconds=0.1) is None
+
+    def test_a_claim_that_is_asked_for_again_under_its_token_is_the_same(self, store: Store) -> None:
+        for number in (0, 1):
+            _add(store, number)
+
+        first = store.claim("w", token="mine")
+        again = store.claim("w", token="mine")
+
+        assert first is not None
+        assert first.token == "mine"
+        assert again == first
+        store.finish(first, Completed(0.5))
+        later = store.claim("w", token="mine")
+        assert later is not None
+        assert later.number == 1
+
+    def test_a_trial_remembers_the_gpus_of_its_last_attempt(self, store: Store) -> None:
+        for number in (0, 1):
+            _add(store, number)
+        first = store.claim("a", 0, gpus=("0", "1"))
+        assert first is not None
+        assert store.trial(0).gpus == ("0", "1")
+        store.release(first)
+
+        store.claim("b", 0, gpus=("GPU-5a",))
+
+        assert store.trial(0).gpus == ("GPU-5a",)
+        assert store.trial(1).gpus == ()
 
     def test_a_number_is_used_once(self, store: Store) -> None:
         _add(store, 0)
@@ -324,6 +386,67 @@ class StoreContract:
 
         assert store.expire(lease_seconds=30, retries=1) == []
         assert store.trial(0).state is State.RUNNING
+
+    # --- workers
+
+    def test_a_worker_that_announces_itself_is_known_with_what_it_offers(self, store: Store) -> None:
+        assert store.workers() == []
+
+        store.announce("lab:7", {"host": "lab", "pid": 7, "gpus": ["0"]})
+        store.announce("attic:3", {"host": "attic", "pid": 3, "gpus": []})
+
+        attic, lab = store.workers()
+        assert (attic.name, lab.name) == ("attic:3", "lab:7")
+        assert lab.offers == {"host": "lab", "pid": 7, "gpus": ["0"]}
+        assert lab.trial is None
+
+    def test_each_announcement_moves_the_workers_counter_and_replaces_its_offers(self, store: Store) -> None:
+        store.announce("lab:7", {"gpus": ["0"]})
+        [before] = store.workers()
+
+        store.announce("lab:7", {"gpus": ["1"]})
+
+        [after] = store.workers()
+        assert after.beats > before.beats
+        assert after.offers == {"gpus": ["1"]}
+
+    def test_a_worker_is_shown_with_the_trial_that_it_runs(self, store: Store) -> None:
+        for worker in ("a", "b"):
+            store.announce(worker, {})
+        for number in (0, 1):
+            _add(store, number)
+        store.finish(_claimed(store, 0, worker="b"), Completed(0.5))
+        _claimed(store, 1, worker="a")
+
+        assert {worker.name: worker.trial for worker in store.workers()} == {"a": 1, "b": None}
+
+    def test_a_retired_worker_is_forgotten_until_it_announces_itself_again(self, store: Store) -> None:
+        store.announce("a", {})
+        store.announce("b", {})
+
+        store.retire("a")
+        store.retire("nobody")
+
+        assert [worker.name for worker in store.workers()] == ["b"]
+        store.announce("a", {})
+        assert [worker.name for worker in store.workers()] == ["a", "b"]
+
+    def test_an_announcement_is_no_change(self, store: Store) -> None:
+        before = store.record().revision
+
+        store.announce("a", {})
+        store.retire("a")
+
+        assert store.record().revision == before
+
+    def test_workers_of_one_study_are_unknown_to_another(self, catalog: Catalog, store: Store) -> None:
+        other = catalog.create(replace(IDENTITY, study="other"))
+        store.announce("a", {})
+
+        other.retire("a")
+
+        assert other.workers() == []
+        assert [worker.name for worker in store.workers()] == ["a"]
 
     # --- reports
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from hpo.core.errors import ClaimLost, OutsideSpace, StoreError, TrialPruned
+from hpo.core.errors import ClaimLost, OutsideSpace, StoreError, StoreUnreachable, TrialPruned
 from hpo.core.files import ARTIFACTS, CHECKPOINT, LOG, TRACKED, is_below
 from hpo.core.plain import plain
 from hpo.core.trial import (
@@ -33,6 +33,7 @@ from hpo.core.trial import (
     Trial,
     trial_seed,
 )
+from hpo.delivery import Delivery
 from hpo.diagnosis.epochs import Evidence, diagnose
 from hpo.keeper import Keeper
 from hpo.loading import Task, describe_exception
@@ -73,7 +74,7 @@ def run_one(
     worker is no process of its own, after the trial was handed back. Returns the trial's number, None if
     there was nothing to claim.
     """
-    claim = store.claim(place.worker, number)
+    claim = store.claim(place.worker, number, gpus=place.gpus)
     if claim is None:
         return None
     folder = trial_folder(place.folder, claim.number, claim.attempt)
@@ -128,11 +129,14 @@ def _run_claimed(
     run.checkpoint_directory.mkdir()
     log = folder / LOG
     checkpoints = _Checkpoints(store, claim, run.checkpoint_directory)
-    checkpoints.restore()
+    Delivery(f"trial {claim.number}").make(checkpoints.restore)
+
+    def tell(epoch: int, loss: float | None, metrics: Mapping[str, float], when: float) -> Answer:
+        return store.report(claim, epoch, loss, metrics, time=when)
 
     def send(epoch: int, loss: float | None, metrics: Mapping[str, float], when: float) -> Answer:
         checkpoints.keep()
-        return store.report(claim, epoch, loss, metrics, time=when)
+        return tell(epoch, loss, metrics, when)
 
     run.send = send
     tracked = folder / "mlflow"
@@ -144,9 +148,8 @@ def _run_claimed(
         outcome = _timed(outcome, run, monitor)
     if keeper:
         keeper.watch(claim, log, is_timed=False)  # it has returned: storing what it left may take its time
-    run.flush()
-    _keep_files(store, claim, run.directory, log, tracked)
-    _finish(store, claim, outcome)
+    run.send = tell  # nobody continues it: its checkpoints go
+    _deliver(store, claim, run, log, tracked, outcome)
 
 
 def _execute(task: Task, claim: Claim, run: Run, place: Workplace) -> Outcome:
@@ -249,12 +252,29 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
+def _deliver(store: Store, claim: Claim, run: Run, log: Path, tracked: Path, outcome: Outcome) -> None:
+    """Store what the trial has left: epochs, files, and last the outcome, after which it is nobody's."""
+    delivery = Delivery(f"the result of trial {claim.number}")
+    try:
+        delivery.make(run.flush)
+    except StoreError as error:
+        complain(f"the last epochs of trial {claim.number} could not be kept: {error}")
+    try:
+        delivery.make(lambda: _keep_files(store, claim, run.directory, log, tracked))
+    except (OSError, StoreError) as error:
+        # The loss is worth more than the files.
+        complain(f"the files of trial {claim.number} could not be kept: {error}")
+    delivery.make(lambda: _finish(store, claim, outcome))
+
+
 def _finish(store: Store, claim: Claim, outcome: Outcome) -> None:
     """Store the outcome; a store that fails for a while (a full disk) must not cost a finished training."""
     for seconds in FINISH_RETRY_SECONDS:
         try:
             store.finish(claim, outcome)
             return
+        except StoreUnreachable:
+            raise
         except StoreError as error:
             complain(f"trial {claim.number} has ended, but: {error}; trying again")
             time.sleep(seconds)
@@ -267,14 +287,10 @@ def _keep_files(store: Store, claim: Claim, artifacts: Path, log: Path, tracked:
     }
     if log.exists() and log.stat().st_size:
         files[LOG] = log
-    try:
-        if any(tracked.glob("*/*/meta.yaml")):  # a run: MLflow makes the folder itself at every question
-            files[TRACKED] = pack(tracked)
-        if files:
-            store.put_files(files, claim.number, claim=claim)
-    except (OSError, StoreError) as error:
-        # The loss is worth more than the files.
-        complain(f"the files of trial {claim.number} could not be kept: {error}")
+    if any(tracked.glob("*/*/meta.yaml")):  # a run: MLflow makes the folder itself at every question
+        files[TRACKED] = pack(tracked)
+    if files:
+        store.put_files(files, claim.number, claim=claim)
 
 
 def pack(folder: Path) -> Path:

@@ -24,6 +24,7 @@ COMMANDS = {
     "log": ("hpo.cli.files", "Print what a trial printed, its traceback too."),
     "files": ("hpo.cli.files", "List a trial's files, or copy them to a folder."),
     "space": ("hpo.cli.space", "Check and draw a search space."),
+    "serve": ("hpo.cli.serve", "Let workers on other machines reach a store."),
     "ui": ("hpo.cli.mlflow", "Open MLflow's pages on the studies."),
     "mlflow": ("hpo.cli.mlflow", "Bring MLflow up to date with the store."),
 }

@@ -354,7 +354,7 @@ def _drive(driven: Driven, limits: Limits, how: How, interrupts: Interrupts, as_
             # Nobody can take a trial back that runs right here: --inline leaves a Ctrl-C earlier.
             with (
                 interrupts.gently(progress.say, patience=2 if how.inline else 3),
-                contextlib.closing(_executor(driven, how, interrupts)) as executor,
+                contextlib.closing(_executor(driven, how, interrupts, progress.say)) as executor,
             ):
                 study = Study(
                     store=store,
@@ -441,7 +441,7 @@ def _tensorboard(driven: Driven, how: How) -> TensorBoardObserver | None:
     return TensorBoardObserver(driven.store, how.tensorboard_folder or beside / driven.identity.study)
 
 
-def _executor(driven: Driven, how: How, interrupts: Interrupts) -> Executor:
+def _executor(driven: Driven, how: How, interrupts: Interrupts, say: Callable[[str], None]) -> Executor:
     from hpo.tracking.mlflow import is_http
 
     settings = driven.settings
@@ -455,12 +455,14 @@ def _executor(driven: Driven, how: How, interrupts: Interrupts) -> Executor:
     if how.cluster:
         from hpo.executors.spark import SparkExecutor
 
-        return SparkExecutor(
+        executor = SparkExecutor(
             settings,
             how.cluster,
             isolate=how.isolate,
             is_interrupted=lambda: interrupts.is_drain() or interrupts.is_cancel(),
         )
+        say(executor.room())
+        return executor
     from hpo.executors.processes import ProcessExecutor
 
     return ProcessExecutor(settings, how.slots, isolate=how.isolate)

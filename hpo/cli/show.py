@@ -176,6 +176,8 @@ def _show_trial(store: Store, number: int, as_json: bool) -> None:
         "attempts": trial.attempts,
         "code": trial.snapshot and trial.snapshot[:12],
     }
+    if trial.gpus:
+        lines["gpus"] = ", ".join(trial.gpus)
     if trial.error is not None:
         lines["error"] = f"{trial.error.kind}: {trial.error.reason}"
     lines |= _pruning(trial, full)
@@ -270,6 +272,7 @@ def document(trial: Trial, full: float | None = None) -> dict[str, Any]:
         "attempts": trial.attempts,
         "epoch_time": trial.result.get("epoch_time"),
         "error": None if trial.error is None else {"kind": trial.error.kind, "reason": trial.error.reason},
+        **({"gpus": list(trial.gpus)} if trial.gpus else {}),
     } | _pruning_document(trial, full)
 
 

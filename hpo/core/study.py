@@ -39,6 +39,17 @@ class Driver:
     token: str
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerRecord:
+    """A worker as it announced itself. ``offers``: its host, pid and GPUs; ``beats`` moves with each
+    announcement; ``trial``: the number of the one that it runs now."""
+
+    name: str
+    offers: Mapping[str, Any]
+    beats: int
+    trial: int | None = None
+
+
 # Names of notes that more than one part of hpo knows.
 PRUNER_NOTE = "pruner"
 AUTO_NOTE = "auto"  # what --algo auto picks, and why
@@ -55,14 +66,3 @@ class StudyRecord:
     counts: Mapping[str, int] = field(default_factory=dict)
     driver: Driver | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerRecord:
-    """A worker that announced itself to a study. ``offers``: what it said it has. ``beats``: a counter that
-    each sign of life of an idle worker moves. ``trial``: the one it runs now."""
-
-    name: str
-    offers: Mapping[str, Any]
-    beats: int
-    trial: int | None

@@ -94,7 +94,7 @@ class Trial:
     ``started``, ``ended``: Unix seconds of the last attempt. ``snapshot``: hash of the code that ran.
     ``revision``: the store's counter at the last change. ``run_id``: the MLflow run made for it beforehand,
     on a server. ``verdict``: the pruner's on the last attempt; a completed trial that has one was spared, or
-    ended before it heard of its stop. ``gpus``: the devices of the last attempt.
+    ended before it heard of its stop. ``gpus``: the devices that the last attempt had.
     """
 
     number: int

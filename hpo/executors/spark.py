@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import queue
 import re
@@ -44,6 +45,7 @@ logger = logging.getLogger("hpo.spark")
 
 MASTER_SECONDS = 5.0  # for a standalone master to answer
 CAPACITY_SECONDS = 0.2  # how old the count of slots may be
+SETTLED_SECONDS = 3.0  # without another executor: the ones that come together have come
 STARVED_SECONDS = 10.0  # without any executor before it is said
 JOB_THREADS = 1024
 DEATHS_BEFORE_BROKEN = 10  # in a row, on whatever executors
@@ -113,6 +115,14 @@ class SparkExecutor:
             self._wait_for_executors()
             self._warm()
             self._close = stack.pop_all().close
+
+    def room(self) -> str:
+        """How many trials the cluster has room for, in words."""
+        slots, asked = self._slots_of_cluster(), self._cluster.parallelism
+        room = f"Spark has room for {slots} trial{'' if slots == 1 else 's'} at a time"
+        if asked is None or asked == slots:
+            return room
+        return f"{room}; --parallelism {asked} " + ("uses fewer" if asked < slots else "would use more")
 
     @property
     def slots(self) -> int:
@@ -212,13 +222,19 @@ class SparkExecutor:
         }
 
     def _wait_for_executors(self) -> None:
+        """Until there are as many slots as are asked for, or executors have come and no more come."""
         deadline = time.monotonic() + self._cluster.patience_seconds
-        while not self._slots_of_cluster():
+        slots, since = 0, time.monotonic()
+        while not slots or time.monotonic() < since + SETTLED_SECONDS:
             self._look_after_cluster()
-            if time.monotonic() >= deadline:
+            if (now := self._slots_of_cluster()) > slots:
+                slots, since = now, time.monotonic()
+            if is_local(self._context.master) or slots >= (self._cluster.parallelism or math.inf):
+                return
+            if not slots and time.monotonic() >= deadline:
                 raise SparkUnavailable(
                     f"{self._cluster.master} gave no executor within {self._cluster.patience_seconds:g} s",
-                    f"a worker must have free what a trial asks for: {_asked_for(self._context)}",
+                    f"a worker must have free what an executor asks for: {_asked_for(self._context)}",
                 )
             self._pause()
 

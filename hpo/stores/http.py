@@ -5,9 +5,7 @@ A call that gets no answer is asked again under the same key, so that no write i
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import ipaddress
 import os
 import random
 import secrets
@@ -56,10 +54,10 @@ from hpo.stores.rpc import (
     PUT_FILES,
     SHA256_HEADER,
     STREAM,
+    TOKEN_VARIABLE,
+    is_loopback,
     read_error,
 )
-
-TOKEN_VARIABLE = "HPO_TOKEN"
 
 PATIENCE_SECONDS = 20.0  # in all, for a server that does not answer
 TRAINING_PATIENCE_SECONDS = 5.0  # where a training, or a person, waits meanwhile
@@ -176,7 +174,7 @@ class HttpStore:
         worker: str,
         number: int | None = None,
         *,
-        gpus: tuple[str, ...] = (),
+        gpus: Sequence[str] = (),
         wait_seconds: float = 0.0,
         token: str | None = None,
     ) -> Claim | None:
@@ -205,21 +203,25 @@ class HttpStore:
         return None if found is None else _read(read_claim, found, self.url)
 
     def renew(self, claim: Claim) -> Answer:
-        return self._read(Answer, "renew", patience=TRAINING_PATIENCE_SECONDS, claim=claim_document(claim))
+        answer = self._call(
+            "renew", TRAINING_PATIENCE_SECONDS, TRAINING_PATIENCE_SECONDS, claim=claim_document(claim)
+        )
+        return _read(Answer, answer, self.url)
 
     def report(
         self, claim: Claim, epoch: int, loss: float | None, metrics: Mapping[str, float], *, time: float
     ) -> Answer:
-        return self._read(
-            Answer,
+        answer = self._call(
             "report",
-            patience=TRAINING_PATIENCE_SECONDS,
+            TRAINING_PATIENCE_SECONDS,
+            TRAINING_PATIENCE_SECONDS,
             claim=claim_document(claim),
             epoch=epoch,
             loss=loss,
             metrics=dict(metrics),
             time=time,
         )
+        return _read(Answer, answer, self.url)
 
     def finish(self, claim: Claim, outcome: Outcome) -> None:
         self._call("finish", claim=claim_document(claim), outcome=outcome_document(outcome))
@@ -313,10 +315,8 @@ class HttpStore:
     ) -> Any:
         return self._line.call(self.study, name, arguments, patience=patience, answer_seconds=answer_seconds)
 
-    def _read(
-        self, read: Callable[[Any], T], name: str, /, patience: float = PATIENCE_SECONDS, **arguments: Any
-    ) -> T:
-        return _read(read, self._call(name, patience, **arguments), self.url)
+    def _read(self, read: Callable[[Any], T], name: str, /, **arguments: Any) -> T:
+        return _read(read, self._call(name, **arguments), self.url)
 
     def _lines(
         self, read: Callable[[Any], T], name: str, arguments: Mapping[str, Any], key: Callable[[T], Any]
@@ -388,7 +388,7 @@ class _Line:
         self._session = requests.Session()
         self._session.auth = _Token(token)
         self._session.headers.update({PROTOCOL_HEADER: PROTOCOL, "Accept-Encoding": "identity"})
-        if _is_loopback(host):
+        if is_loopback(host):
             # A proxy would look for the server on its own machine.
             self._session.trust_env = False
             self._session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
@@ -603,9 +603,3 @@ def _reason(error: Exception) -> Any:
     """What lies behind an error of requests: urllib3's own."""
     found: Any = error.args[0] if error.args else error
     return getattr(found, "reason", found)
-
-
-def _is_loopback(host: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"

@@ -100,30 +100,27 @@ class Store(Protocol):
 
     # --- the worker's side
     def announce(self, worker: str, offers: Mapping[str, Any]) -> None:
-        """A worker lives, and says what it has: host, pid, GPUs. Each call moves `WorkerRecord.beats`: it is
-        the sign of life of one that has no trial."""
+        """A worker is there and idle, and says what it has: host, pid, GPUs. Each call moves its counter."""
 
     def retire(self, worker: str) -> None:
-        """The worker is gone. Nothing happens if it is unknown."""
+        """The worker is gone: `workers` names it no more. One that nobody knows is no error."""
 
     def workers(self) -> list[WorkerRecord]:
-        """Those that were announced and have not retired, by name."""
+        """The workers that have announced themselves and not been retired, by name."""
 
     def claim(
         self,
         worker: str,
         number: int | None = None,
         *,
-        gpus: tuple[str, ...] = (),
+        gpus: Sequence[str] = (),
         wait_seconds: float = 0.0,
         token: str | None = None,
     ) -> Claim | None:
-        """The waiting trial of that number, or the first one; None if there is none. One worker gets it.
-
-        Args: gpus: the devices it will run on, kept with the trial; wait_seconds: how long to wait for one
-        to be offered; token: the claim's own, made up by a caller who may have to ask twice: while a trial
-        runs under it, that very claim is the answer.
-        """
+        """The waiting trial of that number, or the first one; None if there is none, nor within
+        ``wait_seconds``. One worker gets it. ``gpus``: the devices that it has for the trial. ``token``: the
+        claim's own, made up by who may have to ask twice: while a trial runs under it, that very claim is
+        the answer."""
 
     def renew(self, claim: Claim) -> Answer:
         """The worker lives. Raises ClaimLost."""

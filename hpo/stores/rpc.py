@@ -6,6 +6,8 @@ An operation is one document, ``{"study": …, "call": "claim", "with": {…}}``
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +33,7 @@ from hpo.stores.documents import (
 )
 from hpo.stores.protocol import Store
 
+TOKEN_VARIABLE = "HPO_TOKEN"
 PROTOCOL = "1"
 PROTOCOL_HEADER = "Hpo-Protocol"
 KEY_HEADER = "Idempotency-Key"  # one for each call of a store's method, the same for all its attempts
@@ -163,3 +166,10 @@ def read_error(document: Any) -> HpoError:
     if not (isinstance(kind, type) and issubclass(kind, HpoError)):
         kind = StoreError
     return kind(fields.text("message"), fields.text("hint"))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what is sent there stays on this machine."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"

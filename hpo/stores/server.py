@@ -351,6 +351,8 @@ class _Service:
         for number, one in enumerate(asked.items("files")):
             fields = Fields(one, "a file")
             name, size = fields.text("name"), fields.whole("size")
+            if size < 0:
+                raise ValueError(f"the size of {name!r} is negative")
             if name in files:
                 raise ValueError(f"the file {name!r} comes twice")
             files[name] = folder / str(number)

@@ -28,7 +28,7 @@ from hpo.core.errors import (
     StoreUnreachable,
 )
 from hpo.core.files import CHECKPOINT
-from hpo.core.study import Driver, Identity, StudyRecord
+from hpo.core.study import Driver, Identity, StudyRecord, WorkerRecord
 from hpo.core.trial import (
     ENDED,
     Answer,
@@ -247,25 +247,44 @@ class SqliteStore:
     def announce(self, worker: str, offers: Mapping[str, Any]) -> None:
         with self._writing():
             self._do(
-                "INSERT OR REPLACE INTO workers VALUES (:study, :worker, :offers, :now)",
+                "INSERT INTO workers (study, name, offers, announced, beats)"
+                " VALUES (:study, :worker, :offers, :now, 1)"
+                " ON CONFLICT DO UPDATE SET offers = excluded.offers, announced = excluded.announced,"
+                " beats = beats + 1",
                 worker=worker,
                 offers=dump(dict(offers)),
                 now=time.time(),
             )
+
+    def retire(self, worker: str) -> None:
+        with self._writing():
+            self._do("DELETE FROM workers WHERE study = :study AND name = :worker", worker=worker)
+
+    def workers(self) -> list[WorkerRecord]:
+        with self._reading():
+            rows = self._all(
+                "SELECT name, offers, beats, (SELECT min(number) FROM trials"
+                " WHERE study = :study AND state = 'running' AND worker = name) AS trial"
+                " FROM workers WHERE study = :study ORDER BY name"
+            )
+        with _readable("the list of workers"):
+            return [
+                WorkerRecord(row["name"], load(row["offers"]), row["beats"], row["trial"]) for row in rows
+            ]
 
     def claim(
         self,
         worker: str,
         number: int | None = None,
         *,
-        gpus: tuple[str, ...] = (),
+        gpus: Sequence[str] = (),
         wait_seconds: float = 0.0,
         token: str | None = None,
     ) -> Claim | None:
         chosen = token or secrets.token_hex(8)
-        return claimed_within(wait_seconds, lambda: self._claim(worker, number, chosen))
+        return claimed_within(wait_seconds, lambda: self._claim(worker, number, gpus, chosen))
 
-    def _claim(self, worker: str, number: int | None, token: str) -> Claim | None:
+    def _claim(self, worker: str, number: int | None, gpus: Sequence[str], token: str) -> Claim | None:
         wanted = "" if number is None else "AND number = :number"
         with self._writing():
             row = self._one(
@@ -284,13 +303,14 @@ class SqliteStore:
                 return None
             self._do(
                 "UPDATE trials SET state = 'running', worker = :worker, token = :token, beats = 0, stop = 0,"
-                " verdict = NULL, attempts = attempts + 1, started = :now, ended = NULL,"
+                " verdict = NULL, attempts = attempts + 1, started = :now, ended = NULL, gpus = :gpus,"
                 " revision = :revision, snapshot = (SELECT snapshot FROM studies WHERE id = :study)"
                 " WHERE study = :study AND number = :number",
                 worker=worker,
                 token=token,
                 now=time.time(),
                 revision=self._next_revision(),
+                gpus=dump(list(gpus)),
                 number=row["number"],
             )
             return _read_claim(self._trial_row(row["number"]))
@@ -696,6 +716,7 @@ def _read_trial(row: sqlite3.Row) -> Trial:
         snapshot=row["snapshot"],
         run_id=row["run_id"],
         verdict=None if row["verdict"] is None else read_verdict(load(row["verdict"])),
+        gpus=() if row["gpus"] is None else tuple(load(row["gpus"])),
     )
 
 

@@ -102,6 +102,9 @@ CREATE TABLE workers (
 MIGRATIONS: tuple[str, ...] = (
     "ALTER TABLE trials ADD COLUMN run_id TEXT",  # 2: the trial's MLflow run
     "ALTER TABLE trials ADD COLUMN verdict TEXT",  # 3: the pruner's verdict
+    # 4: the devices that a trial's last attempt had, and how often a worker has announced itself
+    "ALTER TABLE trials ADD COLUMN gpus TEXT;"
+    " ALTER TABLE workers ADD COLUMN beats INTEGER NOT NULL DEFAULT 0",
 )
 """MIGRATIONS[v - 1] turns a store of schema v into v + 1; each runs in the same transaction as the rest."""
 

@@ -187,8 +187,11 @@ def test_a_store_of_the_first_schema_is_opened(path: Path) -> None:
     with closing(connect(url(path))) as catalog:
         store = catalog.open("digits")
         store.track(0, "abc")
+        store.announce("w", {})
 
-        assert store.claim("w", 0).run_id == "abc"
+        assert store.claim("w", 0, gpus=("1",)).run_id == "abc"
+        assert store.trial(0).gpus == ("1",)
+        assert [worker.trial for worker in store.workers()] == [0]
 
 
 def test_a_migration_that_fails_leaves_the_store_as_it_was(path: Path) -> None:

@@ -48,6 +48,7 @@ def child_tags(trial: Trial, parent_run_id: str) -> dict[str, str]:
         "hpo.state": trial.state.value,
         "hpo.attempts": trial.attempts,
         "hpo.worker": trial.worker,
+        "hpo.gpus": ",".join(trial.gpus) or None,
         "hpo.snapshot": trial.snapshot,
         "hpo.error.kind": trial.error and trial.error.kind.value,
         "hpo.error.reason": trial.error and trial.error.reason,

@@ -1,0 +1,190 @@
+"""Studies on a real Spark cluster: a master, two workers of one core and one (fake) GPU each."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+SPACES = Path(__file__).parents[2] / "spaces"
+ONE_GPU = (
+    "--spark-conf",
+    "spark.executor.resource.gpu.amount=1",
+    "--spark-conf",
+    "spark.task.resource.gpu.amount=1",
+)
+OFF = ("--tracking-uri", "none")
+SHORT = """
+    def objective(params, run, *, pause=0.0):
+        import os, time
+        print("on GPU", os.environ.get("CUDA_VISIBLE_DEVICES"))
+        run.report(0, params["x"])
+        time.sleep(pause)
+        return params["x"]
+"""
+LONG = """
+    import time
+    def objective(params, run):
+        for epoch in range(600):
+            run.report(epoch, params["x"])
+            time.sleep(0.1)
+        return params["x"]
+"""
+
+
+@pytest.fixture
+def digits(project):
+    """The project's own example, with what it imports."""
+    for folder in ("spaces", "objectives"):
+        shutil.copytree(SPACES.parent / folder, project.folder / folder, ignore=shutil.ignore_patterns("__pyc*"))
+    return project
+
+
+def test_a_cluster_trains_networks_on_both_its_gpus_and_tells_every_epoch(digits, spark_cluster, until) -> None:
+    arguments = ("--spark", spark_cluster.master, "--parallelism", "2", *ONE_GPU, "--set", "epochs=3")
+    command = digits.start("optimize", "spaces/digits_mlp.py", "--max-evals", "6", "--seed", "1", *arguments)
+
+    def running_with_epochs() -> bool:
+        shown = digits.trials("digits_mlp").values()
+        return any(trial["state"] == "running" and trial["epochs"] for trial in shown)
+
+    until(running_with_epochs, "an epoch of a running trial")
+    result = command.result()
+
+    assert result.code == 0, result
+    trials = digits.trials("digits_mlp")
+    assert sorted(trials) == list(range(6))
+    assert {trial["state"] for trial in trials.values()} == {"completed"}
+    assert {tuple(trial["gpus"]) for trial in trials.values()} == {("0",), ("1",)}
+    assert_mlflow_is_whole(digits.folder, trials)
+
+
+def assert_mlflow_is_whole(folder: Path, trials) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    [experiment] = [one for one in client.search_experiments() if one.name == "digits_mlp"]
+    runs = client.search_runs([experiment.experiment_id])
+    children = {int(run.data.tags["hpo.trial"]): run for run in runs if "hpo.trial" in run.data.tags}
+    assert sorted(children) == sorted(trials)
+    for number, run in children.items():
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics["loss"] == trials[number]["loss"]
+        assert len(client.get_metric_history(run.info.run_id, "loss")) >= trials[number]["epochs"]
+        assert client.list_artifacts(run.info.run_id)
+
+
+def test_trials_run_the_code_as_it_was_at_launch(project, spark_cluster, until) -> None:
+    space = project.write(SHORT)
+    command = project.start(
+        "optimize", "study.py", "--max-evals", "4", "--spark", spark_cluster.master, "--set", "pause=1", *OFF
+    )
+    until(lambda: project.trials(), "a first trial")
+
+    space.write_text(space.read_text().replace('return params["x"]', "return -1.0"))
+
+    assert command.result().code == 0
+    assert all(0 <= trial["loss"] <= 1 for trial in project.trials().values())
+
+
+def test_ctrl_c_leaves_no_job_and_no_process(project, spark_cluster, until, is_alive) -> None:
+    project.write(LONG)
+    command = project.start("optimize", "study.py", "--max-evals", "4", "--spark", spark_cluster.master, *OFF)
+    until(lambda: any(trial["epochs"] for trial in project.trials().values()), "an epoch")
+    workers = [int(trial["worker"].rpartition(":")[2]) for trial in project.trials().values()]
+
+    os.kill(command.pid, signal.SIGINT)
+    os.kill(command.pid, signal.SIGINT)
+    result = command.result()
+
+    assert result.code == 130, result
+    assert {trial["state"] for trial in project.trials().values()} == {"waiting"}
+    until(lambda: not any(map(is_alive, workers)), "the end of the workers")
+    until(lambda: not spark_cluster.executors, "the end of the executors")
+
+
+def test_a_trial_killed_in_sparks_pages_runs_again_and_then_fails(project, spark_cluster, until) -> None:
+    project.write(LONG)
+    command = project.start(
+        "optimize", "study.py", "--max-evals", "1", "--spark", spark_cluster.master, "--retries", "1", *OFF
+    )
+
+    for attempt in (1, 2):
+        until(lambda n=attempt: is_running(project, n), f"attempt {attempt}")
+        kill_running_job(command.pid)
+
+    result = command.result()
+    assert result.code == 3, result
+    assert project.trials()[0]["error"]["kind"] == "lost"
+    assert "cancelled" in project.trials()[0]["error"]["reason"]
+
+
+def is_running(project, attempt: int) -> bool:
+    trial = project.trials().get(0)
+    return bool(trial and trial["state"] == "running" and trial["attempts"] == attempt)
+
+
+def kill_running_job(driver: int) -> None:
+    """As the link in Spark's pages does."""
+    [java] = [one for one in psutil.Process(driver).children(recursive=True) if one.name() == "java"]
+    ports = {c.laddr.port for c in java.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    for port in ports:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/jobs/", timeout=5) as page:
+                found = re.findall(r"hpo study trial 0.*?/jobs/job/kill/\?id=(\d+)", page.read().decode(), re.S)
+        except OSError:
+            continue
+        for job in found:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/jobs/job/kill/?id={job}", data=b"", timeout=5)
+        if found:
+            return
+    raise AssertionError("no page of Spark's has the job")
+
+
+def test_what_keeps_spark_from_starting_is_one_sentence_each(project, spark_cluster: object) -> None:
+    project.write(SHORT)
+    study = ("optimize", "study.py", "--max-evals", "2", *OFF)
+    master = getattr(spark_cluster, "master")  # noqa: B009
+
+    nobody = project.hpo(*study, "--spark", "spark://127.0.0.1:1")
+    no_java = project.hpo(*study, "--spark", "local[1]", env={"PATH": "/nowhere", "JAVA_HOME": None, "HPO_JAVA": "x"})
+    too_much = project.hpo(
+        *study, "--spark", master, "--spark-conf", "spark.executor.memory=900g", "--executor-timeout", "3s"
+    )
+    other_python = project.hpo(*study, "--spark", master, env={"PYSPARK_PYTHON": "/nowhere/python"})
+
+    assert (nobody.code, too_much.code, other_python.code) == (5, 5, 5)
+    assert "no Spark master answers at spark://127.0.0.1:1" in nobody.stderr
+    assert "gave no executor within 3 s" in too_much.stderr
+    assert "spark.executor.memory=900g" in too_much.stderr
+    assert "executors have no Python at /nowhere/python" in other_python.stderr
+    for result in (nobody, too_much, other_python, no_java):
+        assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--spark", "nonsense"], "is no master"),
+        (["--spark", "local[2]", "--workers", "2"], "--parallelism"),
+        (["--spark", "local[2]", "--gpus", "0"], "spark.task.resource.gpu.amount"),
+        (["--parallelism", "2"], "--parallelism is about Spark"),
+        (["--spark", "local[2]", "--spark-conf", "memory=1"], "spark.executor.memory=4g"),
+        (["--spark", "local[2]", "--properties-file", "nowhere.conf"], "nowhere.conf"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(project, options: list[str], said: str) -> None:
+    project.write(SHORT)
+
+    refused = project.hpo("optimize", "study.py", "--max-evals", "2", *options)
+
+    assert refused.code == 2
+    assert said in " ".join(refused.stderr.split())
+    assert not (project.folder / "hpo.db").exists()
