@@ -11,14 +11,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import psutil
-
-from hpo.core.errors import SparkUnavailable
+from hpo.core.errors import ExitCode, SparkUnavailable
 from hpo.executors.java import java_home
 from hpo.loading import EntryPoint
 from hpo.snapshot import bundle, pack, take, unpack
@@ -148,10 +146,11 @@ def submit(submission: Submission, typed: Sequence[str]) -> int:
             if secrets := submission.secrets():
                 command = _with_properties(command, submission.properties, secrets, folder)
             return _run(command, ours)
-        document = folder / "stdout"
+        document, driver = folder / "stdout", folder / "pid"
         document.touch()
-        note = json.dumps({"stdout": str(document), "command": list(typed)})
-        code = _run(submission.command(), ours | {"HPO_SUBMITTED": note})
+        driver.touch()
+        note = {"stdout": str(document), "pid": str(driver), "command": list(typed)}
+        code = _run(submission.command(), ours | {"HPO_SUBMITTED": json.dumps(note)}, driver)
         sys.stdout.write(document.read_text())
         return code
 
@@ -170,31 +169,34 @@ def _with_properties(
     return [command[0], "--properties-file", str(private), "--load-spark-defaults", *command[1:]]
 
 
-def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
+def _run(command: Sequence[str], environment: Mapping[str, str], driver: Path | None = None) -> int:
+    """Run it to its end; signals that ask this process to end are the driver's.
+
+    Args: driver: the file where a driver that runs here tells its pid. As long as it has not, and if it runs
+    in the cluster, spark-submit itself is ended.
+    """
     # In a session of its own, so that Ctrl-C ends no Java under a driver that lets its trials end.
     process = subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True
     )
-    with _told_to(process):
-        code = process.wait()
-    return code if code >= 0 else 128 - code
-
-
-@contextlib.contextmanager
-def _told_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Signals that ask this command to end are the driver's, or spark-submit's while there is none here."""
+    ended_by = None
 
     def tell(number: int, frame: FrameType | None) -> None:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            submitting = psutil.Process(process.pid)
-            drivers = [child for child in submitting.children() if str(LAUNCHER) in child.cmdline()]
-            for told in drivers or [submitting]:
-                told.send_signal(number)
+        nonlocal ended_by
+        with contextlib.suppress(ProcessLookupError):
+            if driver is not None and (pid := driver.read_text()):
+                os.kill(int(pid), number)
+            else:
+                ended_by = number
+                os.killpg(process.pid, signal.SIGTERM)  # Java and shells, some of which wait at a SIGINT
 
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, tell) for number in handled}
     try:
-        yield
+        code = process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if ended_by is not None:
+        return ExitCode.PREEMPTED if ended_by == signal.SIGTERM else 128 + ended_by
+    return code if code >= 0 else 128 - code

@@ -16,6 +16,8 @@ if note := os.environ.pop("HPO_SUBMITTED", None):
     submitted = json.loads(note)
     # spark-submit makes one stream of standard output and standard error; --json needs one of its own.
     os.dup2(os.open(submitted["stdout"], os.O_WRONLY | os.O_APPEND), 1)
+    with open(submitted["pid"], "w") as file:
+        file.write(str(os.getpid()))  # signals come from now on
     sys.argv[1:] = submitted["command"]  # how to go on is told in the words that a person has typed
 
 from hpo.cli import main  # noqa: E402

@@ -26,7 +26,7 @@ ELSEWHERE = {
 
 @click.command(
     epilog="\b\nExamples:\n"
-    "  hpo submit spaces/digits_mlp.py --master local[2] --dry-run -- --max-evals 20\n"
+    "  hpo submit spaces/digits_mlp.py --master 'local[2]' --dry-run -- --max-evals 20\n"
     "  hpo submit spaces/digits_mlp.py --master spark://HOST:7077 \\\n"
     "      --properties-file spark-conf/spark-defaults.conf -- --max-evals 100 --parallelism 8\n"
     "  hpo submit spaces/digits_mlp.py --master yarn --deploy-mode cluster --archives env.tar.gz \\\n"

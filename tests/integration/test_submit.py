@@ -86,6 +86,29 @@ def test_a_signal_reaches_the_driver_and_spark_stays_until_it_has_ended(
     assert not [process for process in submitting if process.is_running()]
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_before_there_is_a_driver_ends_everything(
+    project: Any, until: Until, number: int, code: int
+) -> None:
+    file = project.write("def objective(params):\n    return params['x']")
+    command = project.start("submit", file, "--master", "local[1]", *HERE, "--", "--max-evals", 9, *QUICK)
+    until(lambda: any(is_spark_submit(process) for process in command.descendants()), "spark-submit")
+    submitting = command.descendants()
+
+    command.signal(number)
+
+    assert command.result().code == code
+    psutil.wait_procs(submitting, timeout=30)
+    assert not [process for process in submitting if process.is_running()]
+
+
+def is_spark_submit(process: psutil.Process) -> bool:
+    try:
+        return "org.apache.spark.deploy.SparkSubmit" in process.cmdline()
+    except psutil.Error:  # it has just ended
+        return False
+
+
 def test_trials_of_a_cluster_run_in_the_environment_that_travels(
     project: Any, spark_cluster: SparkCluster, tmp_path: Path
 ) -> None:
