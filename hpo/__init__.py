@@ -12,16 +12,18 @@ from hpo.version import __version__
 
 if TYPE_CHECKING:
     from hpo.core.errors import HpoError, TrialPruned, UsageError
+    from hpo.notebook import optimize
     from hpo.run import Run
     from hpo.search.hyperopt import suggest
 
-__all__ = ["HpoError", "Run", "TrialPruned", "UsageError", "__version__", "suggest"]
+__all__ = ["HpoError", "Run", "TrialPruned", "UsageError", "__version__", "optimize", "suggest"]
 
 _HOMES = {
     "HpoError": "hpo.core.errors",
     "TrialPruned": "hpo.core.errors",
     "UsageError": "hpo.core.errors",
     "Run": "hpo.run",
+    "optimize": "hpo.notebook",
     "suggest": "hpo.search.hyperopt",
 }
 

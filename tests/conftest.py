@@ -14,8 +14,8 @@ def spark_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkClu
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, a file's run in one, as it prepares much once for all of them; those
-    of the cluster run in one, too."""
+    """Where tests run in several processes, those of a file run in one, as they share what is prepared; so do
+    those of the cluster."""
     for item in items:
         needs_cluster = "spark_cluster" in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("spark_cluster" if needs_cluster else item.path.name))

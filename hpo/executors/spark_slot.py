@@ -14,6 +14,7 @@ import contextlib
 import os
 import platform
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,7 +67,11 @@ def serve(message: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         return _run(slot, number)
     except HpoError as error:
         _leave()
-        return {"broken": {"error": type(error).__name__, "message": error.message, "hint": error.hint}}
+        where = (
+            f"executors run {sys.executable} on {socket.gethostname()}; PYSPARK_PYTHON names another Python"
+        )
+        hint = "; ".join(filter(None, [error.hint, where]))
+        return {"broken": {"error": type(error).__name__, "message": error.message, "hint": hint}}
 
 
 def _slot_for(message: Mapping[str, Any], folder: Path, gpus: tuple[str, ...]) -> _Slot:

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import hpo
 from hpo.core.errors import LoadError
 from hpo.core.trial import Kind, State
 from hpo.executors import Died, WorkerSettings
@@ -17,6 +18,13 @@ from hpo.executors.spark import Cluster, SparkExecutor
 from hpo.loading import load, locate
 from hpo.stores import Store, connect
 from hpo.testing import IDENTITY, ExecutorContract
+
+SPACE = """
+from hyperopt import hp
+space = {"x": hp.uniform("x", 0, 1)}
+def objective(params, *, scale=1):
+    return scale * params["x"]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +135,34 @@ def test_an_import_that_executors_lack_is_told_before_the_first_trial(
 
     assert "on a Spark executor" in raised.value.message
     assert "nosuchmodule" in raised.value.message
+
+
+def test_a_notebook_searches_on_the_session_that_it_has(
+    context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyspark.sql import SparkSession
+
+    monkeypatch.chdir(tmp_path)
+    Path("space.py").write_text(SPACE)
+    session = SparkSession(context)
+
+    found = hpo.optimize(
+        "space.py", max_evals=3, spark=session, study="noted", set={"scale": 2}, tracking_uri="none"
+    )
+
+    assert found["trials"] == {"completed": 3, "pruned": 0, "failed": 0}
+    assert found["best"]["loss"] == pytest.approx(2 * found["best"]["params"]["x"])
+    assert context.parallelize([1, 2], 2).sum() == 3  # the session lives on
+
+
+def test_a_function_call_has_the_options_of_the_command(tmp_path: Path) -> None:
+    with pytest.raises(hpo.UsageError) as unknown:
+        hpo.optimize("space.py", max_eval=3)
+    with pytest.raises(hpo.UsageError) as wrong:
+        hpo.optimize("space.py", max_evals="many")
+
+    assert "--max-evals" in str(unknown.value)
+    assert "many" in str(wrong.value)
 
 
 def _events(executor: SparkExecutor) -> list[object]:
