@@ -1,6 +1,9 @@
 # Everything happens in .venv. `make quickstart` and `make test` need Python 3.11 or later and nothing else.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# Processes that run tests: most of them wait for a process that they have started.
+JOBS ?= 2
+PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: quickstart test test-all check format bench clean
@@ -9,10 +12,10 @@ quickstart: .venv/quickstart  ## a real search: 20 networks on real images
 	$(BIN)/hpo optimize spaces/digits_mlp.py --max-evals 20
 
 test: .venv/dev  ## all tests but the long ones
-	$(BIN)/python -m pytest -m "not slow" $(TESTS)
+	$(PYTEST) -m "not slow" $(TESTS)
 
 test-all: .venv/dev  ## the long ones, too: many seeds of every crash
-	$(BIN)/python -m pytest $(TESTS)
+	$(PYTEST) $(TESTS)
 
 check: .venv/dev  ## format, lint, types, who imports whom
 	$(BIN)/ruff format --check .
