@@ -565,7 +565,10 @@ class _Line:
     def _unreachable(self, error: Exception) -> StoreUnreachable:
         hint = "is the server running, and reachable from this machine?"
         reason = _reason(error)
-        if isinstance(error, requests.exceptions.SSLError):
+        if isinstance(error, requests.exceptions.SSLError) and "WRONG_VERSION_NUMBER" in str(reason):
+            text = f"what is at {self._url} speaks no TLS"
+            hint = "write http:// where the server is `hpo serve` itself"
+        elif isinstance(error, requests.exceptions.SSLError):
             text = f"{self._url} shows no certificate that this machine trusts: {reason}"
             hint = "check the address, or set REQUESTS_CA_BUNDLE to the file of your authority"
         elif isinstance(reason, NameResolutionError):
