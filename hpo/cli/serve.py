@@ -40,7 +40,7 @@ def serve(store: str, host: str, port: int) -> int:
             "name it to the workers, or serve a file: --store sqlite:///hpo.db",
         )
     connect(store, create=True, check=True).close()
-    token = os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(24)
+    token = os.environ.get(TOKEN_VARIABLE, "").strip() or secrets.token_urlsafe(24)
     with Interrupts() as interrupts, contextlib.ExitStack() as closing:
         try:
             server = closing.enter_context(serving(store, host=host, port=port, token=token))
