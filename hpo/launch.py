@@ -34,7 +34,7 @@ from hpo.search import UNTAUGHT, Algorithm, Auto, Grid, algorithm
 from hpo.search.hyperopt import HyperoptAlgorithm
 from hpo.search.pruning import pruner
 from hpo.space import difference, lint
-from hpo.stores import Catalog, Store, connect
+from hpo.stores import Catalog, Store, connect, file_of
 from hpo.stores.sqlite_file import files_folder
 from hpo.study import Limits
 from hpo.trust import KEY_VARIABLE, signature
@@ -112,7 +112,8 @@ def driving(request: Request) -> Iterator[Driven]:
         rng = np.random.default_rng(0)
         algorithm(request.algorithm).propose(task.space, nothing, nothing.rows, rng, 1)
     points = None if request.points is None else read_points(request.points, task.space)
-    if not Path(request.store.removeprefix("sqlite:///")).exists():  # and what is refused makes none
+    file = file_of(request.store)
+    if file is not None and not file.exists():  # and what is refused makes none
         _check(_asked(request, entry, task, name, None), request, None, is_new=True)
     with contextlib.closing(connect(request.store, create=True, check=True)) as catalog:
         store, identity, is_new = _open_study(catalog, request, entry, task, name)
@@ -165,8 +166,9 @@ def driving(request: Request) -> Iterator[Driven]:
 
 
 def work_folder_of(store_url: str, study: str) -> Path:
-    """Where this machine's workers of a study keep their files: beside the store's own."""
-    return files_folder(Path(store_url.removeprefix("sqlite:///"))) / "work" / study
+    """Where this machine's workers of a study keep their files: beside the store's own, and as if it were
+    here where it is elsewhere."""
+    return files_folder(file_of(store_url) or Path("hpo.db").absolute()) / "work" / study
 
 
 def _open_study(

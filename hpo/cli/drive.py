@@ -164,11 +164,12 @@ def _mlflow(driven: Driven, how: How) -> MlflowObserver | None:
 
 
 def _tensorboard(driven: Driven, how: How) -> TensorBoardObserver | None:
+    from hpo.stores import file_of
     from hpo.tracking.tensorboard import TensorBoardObserver
 
     if not how.tensorboard:
         return None
-    beside = Path(driven.settings.store.removeprefix("sqlite:///")).parent / "tensorboard"
+    beside = (file_of(driven.settings.store) or Path("hpo.db")).parent / "tensorboard"
     return TensorBoardObserver(driven.store, how.tensorboard_folder or beside / driven.identity.study)
 
 

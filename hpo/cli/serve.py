@@ -13,7 +13,7 @@ import click
 from hpo.cli.interrupts import Interrupts
 from hpo.cli.options import program, store_option
 from hpo.core.errors import HpoError, UsageError
-from hpo.stores import connect
+from hpo.stores import connect, file_of
 from hpo.stores.rpc import TOKEN_VARIABLE, is_loopback
 
 
@@ -34,13 +34,13 @@ def serve(store: str, host: str, port: int) -> int:
     """
     from hpo.stores.server import serving
 
-    if not store.startswith("sqlite:///"):
+    if file_of(store) is None:
         raise UsageError(
             f"{store} can be reached from elsewhere by itself",
             "name it to the workers, or serve a file: --store sqlite:///hpo.db",
         )
     connect(store, create=True, check=True).close()
-    token = os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(24)
+    token = os.environ.get(TOKEN_VARIABLE, "").strip() or secrets.token_urlsafe(24)
     with Interrupts() as interrupts, contextlib.ExitStack() as closing:
         try:
             server = closing.enter_context(serving(store, host=host, port=port, token=token))

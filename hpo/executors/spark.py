@@ -11,6 +11,7 @@ claimed once.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -33,10 +34,11 @@ from urllib.parse import urlsplit
 
 from hpo import snapshot
 from hpo.core import errors
-from hpo.core.errors import HpoError, SparkUnavailable, WorkerBroken
+from hpo.core.errors import HpoError, SparkUnavailable, StoreUnreachable, WorkerBroken
 from hpo.core.trial import Failed, Kind
 from hpo.executors.java import prepare_java
 from hpo.executors.protocol import Died, Event, Finished, WorkerSettings
+from hpo.stores import file_of
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
@@ -206,16 +208,10 @@ class SparkExecutor:
         """What every task is told: the archive, and the study's address as executors reach it."""
         archive = snapshot.bundle(Path(self._settings.code), self._settings.work_folder / "spark")
         self._context.addFile(str(archive))
-        settings, token = self._settings, None
-        if settings.store.startswith("sqlite:") and not is_local(self._context.master):
-            token = os.environ.get("HPO_TOKEN") or secrets.token_hex(16)
-            host = self._context.getConf().get("spark.driver.host") or "127.0.0.1"
-            from hpo.stores.server import serving
-
-            server = stack.enter_context(
-                serving(settings.store, host=host, token=token, study=settings.study)
-            )
-            settings = replace(settings, store=server.url)
+        settings, token = self._settings, os.environ.get("HPO_TOKEN")
+        if file_of(settings.store) and not is_local(self._context.master):
+            token = token or secrets.token_hex(16)
+            settings = replace(settings, store=self._serve(stack, token))
         return {
             "archive": archive.name,
             "settings": asdict(settings),
@@ -223,6 +219,18 @@ class SparkExecutor:
             "token": token,
             "number": None,
         }
+
+    def _serve(self, stack: contextlib.ExitStack, token: str) -> str:
+        """Serve the study to the executors; returns the address that they reach."""
+        from hpo.stores.server import serving
+
+        host = self._context.getConf().get("spark.driver.host") or "127.0.0.1"
+        serve = functools.partial(serving, self._settings.store, token=token, study=self._settings.study)
+        try:
+            return stack.enter_context(serve(host=host)).url
+        except StoreUnreachable:  # a name or an address by which others know this machine, but not itself
+            port = urlsplit(stack.enter_context(serve(host="0.0.0.0")).url).port
+            return f"http://{host}:{port}"
 
     def _wait_for_executors(self) -> None:
         """Until there are as many slots as are asked for, or executors have come and no more come."""
@@ -377,8 +385,10 @@ def _context(cluster: Cluster, settings: WorkerSettings) -> Iterator[SparkContex
     _ask_master(cluster.master)
     conf = SparkConf().setMaster(cluster.master).setAppName(f"hpo {settings.study}")
     named = _properties(cluster.properties_file) | dict(cluster.conf)
-    for key, value in {**OURS, **named}.items():
+    for key, value in named.items():
         conf.set(key, value)
+    for key, value in OURS.items():
+        conf.setIfMissing(key, value)
     if cluster.driver_host:
         conf.set("spark.driver.host", cluster.driver_host)
     if "spark.pyspark.python" not in named:

@@ -1,10 +1,27 @@
 """Where studies are kept and trials are claimed. One protocol (`protocol.py`), a file per kind of store."""
 
+from pathlib import Path
+
 from hpo.core.errors import UsageError
 from hpo.stores.best import Best, best_of, means_of, unfinished_points
 from hpo.stores.protocol import Catalog, Store, StoredFile
 
-__all__ = ["Best", "Catalog", "Store", "StoredFile", "best_of", "connect", "means_of", "unfinished_points"]
+__all__ = [
+    "Best",
+    "Catalog",
+    "Store",
+    "StoredFile",
+    "best_of",
+    "connect",
+    "file_of",
+    "means_of",
+    "unfinished_points",
+]
+
+
+def file_of(url: str) -> Path | None:
+    """The file that the store at this address is, None for one that is elsewhere."""
+    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
 
 
 def connect(url: str, *, create: bool = False, check: bool = False) -> Catalog:

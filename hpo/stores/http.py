@@ -6,7 +6,6 @@ A call that gets no answer is asked again under the same key, so that no write i
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import random
 import secrets
@@ -63,6 +62,7 @@ from hpo.stores.rpc import (
 
 BYTES_PER_SECOND = 10e6  # the slowest disk a file is written to by a server that is not taken for dead
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.05, 2.0
+AGAIN_SECONDS = 0.5  # after an answer that was cut
 
 CHUNK_BYTES = 1 << 20
 
@@ -92,7 +92,7 @@ class HttpCatalog:
     """The studies of one server. See `hpo.stores.protocol.Catalog`.
 
     Args: token: what the server wants to see, by default the environment's HPO_TOKEN.
-    Raises StoreUnreachable at once when nobody answers, or not as hpo does.
+    Raises StoreUnreachable, within seconds, when nobody answers, or not as hpo does.
     """
 
     def __init__(self, url: str, token: str | None = None, patience: Patience = Patience()) -> None:
@@ -348,7 +348,7 @@ class HttpStore:
                     raise StoreUnreachable(
                         f"the answers of the server at {self.url} are cut", "check the network, and any proxy"
                     ) from cut
-                time.sleep(LONGEST_DELAY_SECONDS)
+                time.sleep(AGAIN_SECONDS)
 
 
 class _Cut(Exception):
@@ -475,6 +475,7 @@ class _Line:
                 except requests.RequestException as error:
                     if time.monotonic() > deadline:
                         raise self._unreachable(error) from error
+                    time.sleep(AGAIN_SECONDS)
                     continue
                 if digest.hexdigest() == response.headers.get(SHA256_HEADER):
                     return True
@@ -498,7 +499,8 @@ class _Line:
         patience = self.patience.training_seconds if is_training else self.patience.seconds
         deadline = time.monotonic() + patience
         delay = FIRST_DELAY_SECONDS
-        for attempt in itertools.count(1):
+        is_first = True
+        while True:
             try:
                 response = self._session.post(
                     self._url + path,
@@ -516,11 +518,7 @@ class _Line:
                 response.close()
             except requests.exceptions.SSLError as fault:
                 raise self._unreachable(fault) from fault
-            except (
-                requests.ConnectionError,
-                requests.Timeout,
-                requests.exceptions.ChunkedEncodingError,
-            ) as fault:
+            except PASSING as fault:
                 if isinstance(body, _Upload) and body.failure is not None:
                     raise body.failure from None
                 error = fault
@@ -528,12 +526,11 @@ class _Line:
                 raise self._unreachable(fault) from fault
             pause = delay * random.uniform(0.5, 1.0)
             # One that was lost may have taken all the time there is: it is asked for again all the same.
-            if self._is_away or (attempt > 1 and time.monotonic() + pause > deadline):
+            if self._is_away or (not is_first and time.monotonic() + pause > deadline):
                 self._is_away = True
                 raise self._unreachable(error) from error
             time.sleep(pause)
-            delay = min(2 * delay, LONGEST_DELAY_SECONDS)
-        raise AssertionError
+            is_first, delay = False, min(2 * delay, LONGEST_DELAY_SECONDS)
 
     def _check(self, response: requests.Response) -> None:
         """Whether it was hpo that answered, and lets this client in."""
@@ -556,7 +553,10 @@ class _Line:
             )
 
     def _result(self, response: requests.Response) -> Any:
-        document = _read(load, response.content, self._url)
+        try:
+            document = _read(load, response.content, self._url)
+        except requests.RequestException as cut:
+            raise self._unreachable(cut) from cut
         if isinstance(document, dict) and "result" in document:
             return document["result"]
         error = _read(read_error, document.get("error") if isinstance(document, dict) else None, self._url)
@@ -565,7 +565,10 @@ class _Line:
     def _unreachable(self, error: Exception) -> StoreUnreachable:
         hint = "is the server running, and reachable from this machine?"
         reason = _reason(error)
-        if isinstance(error, requests.exceptions.SSLError):
+        if isinstance(error, requests.exceptions.SSLError) and "WRONG_VERSION_NUMBER" in str(reason):
+            text = f"what is at {self._url} speaks no TLS"
+            hint = "write http:// where the server is `hpo serve` itself"
+        elif isinstance(error, requests.exceptions.SSLError):
             text = f"{self._url} shows no certificate that this machine trusts: {reason}"
             hint = "check the address, or set REQUESTS_CA_BUNDLE to the file of your authority"
         elif isinstance(reason, NameResolutionError):

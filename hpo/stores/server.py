@@ -33,7 +33,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hpo.core.errors import HpoError, NoSuchStudy, StoreError, StoreUnreachable
-from hpo.stores import Catalog, Store, connect
+from hpo.stores import Catalog, Store, connect, file_of
 from hpo.stores.answers import GONE, Answer, Answers, Call
 from hpo.stores.documents import Fields, dump, file_document, headed, load, read_claim, read_identity
 from hpo.stores.rpc import (
@@ -155,7 +155,7 @@ class _Door:
 
     def __init__(self, inner: ASGIApp, token: str) -> None:
         self._inner = inner
-        self._expected = f"Bearer {token}".encode()
+        self._expected = f"Bearer {token.strip()}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
@@ -518,8 +518,9 @@ def _key(request: Request) -> str:
 
 def _folder(url: str) -> tempfile.TemporaryDirectory[str]:
     """Where files wait on their way in and out: beside the store, on a disk that has room for them."""
-    if not url.startswith("sqlite:///"):
+    file = file_of(url)
+    if file is None:
         return tempfile.TemporaryDirectory(prefix="hpo-")
-    folder = files_folder(Path(url.removeprefix("sqlite:///")))
+    folder = files_folder(file)
     folder.mkdir(exist_ok=True)
     return tempfile.TemporaryDirectory(prefix=".passing-", dir=folder)

@@ -121,8 +121,8 @@ class SqliteCatalog:
         return SqliteStore(self.url, self.path, self._inode, study, row["id"], self._connection, self._clock)
 
     def close(self) -> None:
-        # SQLite does this when the last connection closes; a worker that is still on its way out may hold one,
-        # and the file alone would not have everything.
+        # SQLite does this when the last connection closes; a worker that is still on its way out may hold
+        # one, and the file alone would not have everything.
         if self._connection.total_changes:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -1,5 +1,6 @@
 """The http store keeps the contract over a real server, and what only a network can suffer."""
 
+import contextlib
 import filecmp
 import json
 import multiprocessing
@@ -8,6 +9,8 @@ import re
 import resource
 import secrets
 import socket
+import ssl
+import subprocess
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -181,8 +184,56 @@ def test_a_machine_that_does_not_exist_is_told() -> None:
 
 
 def test_a_server_without_tls_is_told_where_https_was_asked(server: StoreServer) -> None:
-    with pytest.raises(StoreUnreachable, match="https://"):
+    with pytest.raises(StoreUnreachable, match=r"https://.* speaks no TLS"):
         HttpCatalog(server.url.replace("http://", "https://"), TOKEN)
+
+
+def test_a_server_behind_tls_is_believed_with_its_certificate_alone(
+    server: StoreServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    with closing(tls_in_front_of(server, tmp_path)) as front:
+        address = f"https://127.0.0.1:{front.getsockname()[1]}"
+
+        with pytest.raises(StoreUnreachable, match="no certificate that this machine trusts"):
+            HttpCatalog(address, TOKEN)
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "certificate.pem"))
+        with closing(HttpCatalog(address, TOKEN)) as catalog:
+            assert catalog.names() == ["digits"]
+
+
+def tls_in_front_of(server: StoreServer, folder: Path) -> socket.socket:
+    """The listener of a proxy that ends TLS, as nginx would, with a certificate that it has made itself."""
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=here"]
+    more = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*made, *more], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    host, port = server.url.removeprefix("http://").split(":")
+    front = socket.create_server(("127.0.0.1", 0))
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+    def accept() -> None:
+        while True:
+            try:
+                raw, _ = front.accept()
+            except OSError:
+                return
+            with contextlib.suppress(OSError):  # a client that does not believe it
+                client = context.wrap_socket(raw, server_side=True)
+                inner = socket.create_connection((host, int(port)))
+                for ends in ((client, inner), (inner, client)):
+                    threading.Thread(target=pump, args=ends, daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    return front
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ def studied(make_project):
     return project
 
 
-def serve(project, until, *arguments: object, env=None):
+def serve(project, until, *arguments: object, port: int = 0, env=None):
     """Start `hpo serve`; the command, the address and the token that it prints for copying."""
-    command = project.start("serve", "--port", 0, *arguments, env=env)
+    command = project.start("serve", "--port", port, *arguments, env=env)
     found = until(
         lambda: (
             re.search(r"HPO_TOKEN=(\S+) hpo worker --store (\S+)", command.said())
@@ -94,3 +94,37 @@ def test_a_port_that_is_taken_is_one_sentence(project, until) -> None:
 
     assert second.code == 5
     assert re.match(r"StoreUnreachable: .* in use\nhint: ", second.stderr)
+
+
+LONG = """
+def objective(params, run):
+    import time
+    from pathlib import Path
+
+    for epoch in range(20):
+        (run.checkpoint_directory / "state").write_text(f"epoch {epoch}")
+        run.report(epoch, params["x"] + 1 / (epoch + 1))
+        time.sleep(0.1)
+    (run.directory / "model").write_text("weights")
+    return params["x"]
+"""
+
+
+def test_a_study_outlives_the_death_of_its_server(project, until) -> None:
+    project.write(LONG)
+    own = {"HPO_TOKEN": "token-of-both"}
+    server, url, _ = serve(project, until, env=own)
+    options = ("--max-evals", 4, "--workers", 2, "--store", url, "--tracking-uri", "none")
+    study = project.start("optimize", "study.py", *options, env=own)
+    until(lambda: any(t["epochs"] > 2 for t in project.trials().values()), "the first epochs")
+
+    server.signal(signal.SIGKILL)
+    server.process.wait()
+    serve(project, until, port=urllib.parse.urlsplit(url).port, env=own)
+
+    result = study.result()
+    assert result.code == 0, result
+    trials = project.trials()
+    assert [(t["state"], t["epochs"], t["attempts"]) for t in trials.values()] == [("completed", 20, 1)] * 4
+    for number in trials:
+        assert "artifacts/model" in project.files("study", number)
