@@ -27,6 +27,7 @@ from hpo.core.errors import NoSuchStudy, StoreError, StudyBusy, StudyChanged, Us
 from hpo.core.files import snapshot_name
 from hpo.core.history import History
 from hpo.core.study import AUTO_NOTE, PRUNER_NOTE, SIGNATURE_NOTE, TERMS_NOTE, Driver, Identity
+from hpo.core.trial import State
 from hpo.executors import WorkerSettings
 from hpo.loading import EntryPoint, Task, load, loaded_below, locate
 from hpo.points import Points, read_points
@@ -123,10 +124,7 @@ def driving(request: Request) -> Iterator[Driven]:
             shutil.rmtree(
                 work_folder / "trials", ignore_errors=True
             )  # of workers that died with their driver
-            if not request.is_by_hand:  # such workers outlive a driver: what they run goes on
-                store.recall()
-                if store.record().notes.get(TERMS_NOTE) is not None:  # of a driver that was killed
-                    store.note(TERMS_NOTE, None)
+            _take_back(store, is_by_hand=request.is_by_hand)
             search = algorithm(identity.algorithm, identity.seed, is_noisy=identity.is_noisy)
             if isinstance(search, Auto):
                 store.note(AUTO_NOTE, search.explain(task.space))
@@ -163,6 +161,18 @@ def driving(request: Request) -> Iterator[Driven]:
         finally:
             with contextlib.suppress(StoreError):  # a driver that is gone is noticed anyway
                 store.resign(driver)
+
+
+def _take_back(store: Store, *, is_by_hand: bool) -> None:
+    """Offer again what a dead driver's workers had. Those that people started have outlived it: what they run
+    goes on, where they are wanted."""
+    if not is_by_hand:
+        store.recall()
+        if store.record().notes.get(TERMS_NOTE) is not None:
+            store.note(TERMS_NOTE, None)
+        return
+    going_on = {worker.trial for worker in store.workers()}
+    store.recall([t.number for t in store.trials(State.RUNNING) if t.number not in going_on])
 
 
 def work_folder_of(store_url: str, study: str) -> Path:

@@ -72,7 +72,7 @@ def test_workers_in_other_shells_run_all_trials_of_a_study(project, drive) -> No
         """
     )
     driver = drive(12, "--json")
-    workers = [project.start("worker", "--idle-timeout", "6s"), project.start("worker", "--gpus", "0+1")]
+    workers = [project.start("worker"), project.start("worker", "--gpus", "0+1")]
 
     result = driver.result()
 
@@ -84,9 +84,12 @@ def test_workers_in_other_shells_run_all_trials_of_a_study(project, drive) -> No
     assert len({trial["worker"] for trial in trials.values()}) == 2
     assert {tuple(trial.get("gpus", ())) for trial in trials.values()} == {(), ("0", "1")}
     assert all(trial["attempts"] == 1 and trial["epochs"] == 1 for trial in trials.values())
-    workers[1].signal(signal.SIGTERM)
+    on_gpus = next(number for number, trial in trials.items() if "gpus" in trial)
+    assert "0, 1" in project.hpo("show", "study", on_gpus).stdout
+    for worker, number in zip(workers, (signal.SIGINT, signal.SIGTERM), strict=True):
+        worker.signal(number)
     ended = [worker.result() for worker in workers]
-    assert [result.code for result in ended] == [0, 75]
+    assert [result.code for result in ended] == [130, 75]
     assert sum(result.stderr.count("completed: loss") for result in ended) == 12
     with closing(connect(f"sqlite:///{project.folder}/hpo.db")) as catalog:
         assert catalog.open("study").workers() == []
@@ -252,6 +255,21 @@ def test_what_a_worker_runs_goes_on_while_the_driver_is_killed_and_started_again
 
     assert second.result().code == 0
     assert [trial["attempts"] for trial in project.trials().values()] == [1, 1]
+
+
+def test_workers_by_hand_take_up_at_once_what_a_killed_driver_had_begun(project, drive, began) -> None:
+    project.write(UNTIL_TOLD)
+    first = project.start("optimize", "study.py", "--max-evals", 1, "--tracking-uri", "none", "--seed", 7)
+    began(0)
+    first.signal(signal.SIGKILL)
+    first.process.wait()
+
+    second = drive(1, "--lease", "10m", "--retries", 0)
+    project.start("worker")
+    began(0, 2)
+    (project.folder / "go").touch()
+
+    assert second.result().code == 0
 
 
 def test_a_worker_that_has_nothing_to_do_goes_after_its_idle_timeout(project) -> None:
