@@ -97,6 +97,10 @@ class StoreUnreachable(StoreError):
     """Nothing can be opened or created at that address."""
 
 
+class StoreRefused(StoreError):
+    """The store is there, but not for this client: it lacks the token, or is of another version."""
+
+
 class NotAStore(StoreError):
     """The file is something else."""
 

@@ -20,7 +20,7 @@ import requests
 from requests.auth import AuthBase
 from urllib3.exceptions import NameResolutionError, ProtocolError
 
-from hpo.core.errors import StoreError, StoreUnreachable
+from hpo.core.errors import StoreError, StoreRefused, StoreUnreachable, UsageError
 from hpo.core.study import Driver, Identity, StudyRecord, WorkerRecord
 from hpo.core.trial import Answer, Changes, Claim, Failed, Outcome, Point, Report, State, Trial, Verdict
 from hpo.stores.documents import (
@@ -92,7 +92,8 @@ class HttpCatalog:
     """The studies of one server. See `hpo.stores.protocol.Catalog`.
 
     Args: token: what the server wants to see, by default the environment's HPO_TOKEN.
-    Raises StoreUnreachable, within seconds, when nobody answers, or not as hpo does.
+    Raises StoreUnreachable, within seconds, when nobody answers, or not as hpo does; StoreRefused without the
+    server's token.
     """
 
     def __init__(self, url: str, token: str | None = None, patience: Patience = Patience()) -> None:
@@ -376,7 +377,7 @@ class _Line:
     def __init__(self, url: str, token: str, patience: Patience) -> None:
         parts = urlsplit(url)
         if parts.username is not None or parts.password is not None:
-            raise StoreUnreachable(
+            raise UsageError(
                 f"the address of the store on {parts.hostname} has a user name or password in it",
                 f"write http://HOST:PORT, and put the token into {TOKEN_VARIABLE}",
             )
@@ -384,12 +385,12 @@ class _Line:
             host = parts.hostname
             parts.port  # noqa: B018 - raises for what is no port
         except ValueError as error:
-            raise StoreUnreachable(f"{url} is no address: {error}", "write http://HOST:PORT") from None
+            raise UsageError(f"{url} is no address: {error}", "write http://HOST:PORT") from None
         if not host or parts.path.strip("/") or parts.query or parts.fragment:
-            raise StoreUnreachable(f"{url} is no store's address", "write http://HOST:PORT")
+            raise UsageError(f"{url} is no store's address", "write http://HOST:PORT")
         token = token.strip()
         if not (token and token.isprintable()):
-            raise StoreUnreachable(
+            raise StoreRefused(
                 f"{url} wants a token, and {TOKEN_VARIABLE} holds none",
                 f"set {TOKEN_VARIABLE} to the token that the server printed",
             )
@@ -541,13 +542,13 @@ class _Line:
                 "check the address: `hpo serve` prints it",
             )
         if spoken != PROTOCOL:
-            raise StoreUnreachable(
+            raise StoreRefused(
                 f"the server at {self._url} is of another version of hpo: it speaks protocol {spoken},"
                 f" this one {PROTOCOL}",
                 "install the same version of hpo on both machines",
             )
         if response.status_code == 401:
-            raise StoreUnreachable(
+            raise StoreRefused(
                 f"the server at {self._url} does not know this token",
                 f"set {TOKEN_VARIABLE} to the token that the server printed",
             )

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from hpo.core.errors import NoSuchStudy, NoSuchTrial, StoreError, StoreUnreachable
+from hpo.core.errors import NoSuchStudy, NoSuchTrial, StoreError, StoreRefused, StoreUnreachable, UsageError
 from hpo.core.trial import Completed
 from hpo.stores import connect
 from hpo.stores.http import HttpCatalog, HttpStore, Patience
@@ -106,7 +106,7 @@ def impostor() -> Iterator[Callable[[bytes], str]]:
 
 
 def test_a_wrong_token_is_refused_with_the_mend_and_never_shown(server: StoreServer) -> None:
-    with pytest.raises(StoreUnreachable, match="does not know this token") as raised:
+    with pytest.raises(StoreRefused, match="does not know this token") as raised:
         HttpCatalog(server.url, "guessed-secret")
 
     assert "HPO_TOKEN" in raised.value.hint
@@ -117,7 +117,7 @@ def test_a_wrong_token_is_refused_with_the_mend_and_never_shown(server: StoreSer
 def test_a_missing_token_is_told_before_anything_is_sent(token: str | None, monkeypatch) -> None:
     monkeypatch.delenv("HPO_TOKEN", raising=False)
 
-    with pytest.raises(StoreUnreachable, match="wants a token") as raised:
+    with pytest.raises(StoreRefused, match="wants a token") as raised:
         HttpCatalog("http://127.0.0.1:9", token)
 
     assert "HPO_TOKEN" in raised.value.hint
@@ -141,7 +141,7 @@ def test_no_route_answers_without_the_token(server: StoreServer, path: str, toke
 
 
 def test_a_user_name_in_the_address_is_refused_and_not_shown() -> None:
-    with pytest.raises(StoreUnreachable, match="user name") as raised:
+    with pytest.raises(UsageError, match="user name") as raised:
         HttpCatalog("http://me:secret@127.0.0.1:8765", TOKEN)
 
     assert "secret" not in f"{raised.value.message} {raised.value.hint}"
@@ -240,7 +240,7 @@ def tls_in_front_of(server: StoreServer, folder: Path) -> socket.socket:
     "address", ["http://", "http://:1", "http://h:port", "http://h:1/path", "http://h:1?a=b"]
 )
 def test_what_is_no_address_is_told(address: str) -> None:
-    with pytest.raises(StoreUnreachable, match="address"):
+    with pytest.raises(UsageError, match="address"):
         HttpCatalog(address, TOKEN)
 
 
@@ -258,7 +258,7 @@ def test_what_is_no_address_is_told(address: str) -> None:
     ids=["page", "redirect", "newer", "list", "rubbish", "ssh", "silent"],
 )
 def test_what_is_no_server_of_hpo_is_told_as_what_it_is(answer: bytes, sentence: str, impostor) -> None:
-    with pytest.raises(StoreUnreachable, match=sentence) as raised:
+    with pytest.raises(StoreError, match=sentence) as raised:
         HttpCatalog(impostor(answer), TOKEN, IMPATIENT)
 
     assert raised.value.hint

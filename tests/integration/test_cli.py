@@ -101,11 +101,12 @@ def test_the_study_timeout_hands_trials_back_and_ends_with_exit_code_124(project
         """
     )
 
-    result = hpo("optimize", "study.py", "--timeout", "2s", *QUICK, "--json")
+    # Long enough for a worker to start and run the first trial, also where much else runs.
+    result = hpo("optimize", "study.py", "--timeout", "10s", *QUICK, "--json")
 
     assert result.code == 124, str(result)
     assert result.json["trials"] == {"completed": 1, "pruned": 0, "failed": 0}
-    assert "continue: hpo optimize study.py --timeout 2s" in result.stderr
+    assert "continue: hpo optimize study.py --timeout 10s" in result.stderr
     assert {number: trial["state"] for number, trial in project.trials().items()} == {
         0: "completed",
         1: "waiting",
