@@ -1,5 +1,6 @@
 """The README's commands run, in their order, as a newcomer would type them."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -26,21 +28,44 @@ def environment() -> dict[str, str]:
 
 
 def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
-    for folder in ("spaces", "objectives"):
+    for folder in ("spaces", "objectives", "spark-conf"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "pyproject.toml").touch()
     for name, content in FILES:
         (tmp_path / name).write_text(content)
     assert len(COMMANDS) >= 12
 
-    for command in COMMANDS:
-        if command.startswith("hpo ui"):
-            serves_pages(command, tmp_path)
-        else:
-            done = subprocess.run(
-                command, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True
-            )
-            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    with contextlib.ExitStack() as beside:
+        for command in COMMANDS:
+            if command.startswith("hpo ui"):
+                serves_pages(command, tmp_path)
+            elif command.endswith(" &"):
+                beside.enter_context(running(command.removesuffix(" &"), tmp_path))
+            else:
+                done = subprocess.run(
+                    command, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True
+                )
+                assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+@contextlib.contextmanager
+def running(command: str, folder: Path) -> Iterator[None]:
+    """A command beside the others; told to end when they have."""
+    with open(folder / "beside.log", "a") as log:
+        process = subprocess.Popen(
+            f"exec env {command}",
+            shell=True,
+            cwd=folder,
+            env=environment(),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
 
 
 def serves_pages(command: str, folder: Path) -> None:
