@@ -33,7 +33,8 @@ COMMANDS = {
 EXIT_CODES = """\b
 Exit codes:
   0 done · 1 internal error · 2 usage or search space
-  3 no trial succeeded · 4 too many trials failed · 5 store or MLflow unreachable
+  3 no trial succeeded · 4 too many trials failed
+  5 store, MLflow or Spark unreachable
   75 stopped by SIGTERM: run again · 124 --timeout reached · 130 Ctrl-C
 
 --debug, anywhere on the line, shows the traceback of an error."""

@@ -195,12 +195,9 @@ def _executor(
     if how.cluster:
         from hpo.executors.spark import SparkExecutor
 
-        executor = SparkExecutor(
-            settings,
-            how.cluster,
-            isolate=how.isolate,
-            is_interrupted=lambda: interrupts.is_drain() or interrupts.is_cancel(),
-        )
+        say("Spark is starting: Java here, then Python on its executors")
+        with interrupts.at_once():
+            executor = SparkExecutor(settings, how.cluster, isolate=how.isolate)
         say(executor.room())
         return executor
     from hpo.executors.processes import ProcessExecutor

@@ -47,6 +47,15 @@ class Interrupts:
         finally:
             self._say = None
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Meanwhile, within `gently`, a signal ends the command all the same: nothing runs yet."""
+        say, self._say = self._say, None
+        try:
+            yield
+        finally:
+            self._say = say
+
     def is_drain(self) -> bool:
         return self._ctrl_c == 1
 

@@ -15,10 +15,14 @@ import click
 from hpo.cli.drive import How, drive
 from hpo.cli.interrupts import Interrupts
 from hpo.cli.options import Duration, echo_json, json_option, program, store_option, worker_slots
+from hpo.core.errors import SparkUnavailable
 
 if TYPE_CHECKING:
     from hpo.executors.spark import Cluster
     from hpo.launch import Request
+
+
+MASTER = r"local|local\[(\*|[1-9]\d*)(, *\d+)?\]|local-cluster\[.+\]|yarn|(spark|k8s)://.+"
 
 
 @click.command(
@@ -178,6 +182,10 @@ def optimize(as_json: bool, **asked: Any) -> int:
                 code, document = drive(request, how, interrupts, shlex.join([program(), *sys.argv[1:]]))
         except KeyboardInterrupt:
             return interrupts.exit_code
+        except SparkUnavailable:
+            if not interrupts.is_cancel():
+                raise
+            return interrupts.exit_code  # what has ended this process has ended Spark's Java, too
     if as_json:
         echo_json(document)
     return code
@@ -275,12 +283,14 @@ def spark_cluster(master: str | None, *, conf: tuple[str, ...], **asked: Any) ->
         return None
     from hpo.executors.spark import Cluster
 
-    if not re.fullmatch(r"(local(-cluster)?\[.+\]|local|yarn|(spark|k8s)://.+)", master):
+    if not re.fullmatch(MASTER, master):
         raise click.UsageError(
             f"--spark {master} is no master: write local[4], spark://HOST:7077, yarn or k8s://https://HOST:PORT"
         )
+    if asked["driver_host"] == "":
+        raise click.UsageError("--driver-host is empty: name this machine as executors reach it")
+    for text in conf:
+        if not re.fullmatch(r"spark\.[^=\s]+=.+", text, re.DOTALL):
+            raise click.UsageError(f"--spark-conf {text}: write spark.executor.memory=4g")
     pairs = dict(text.partition("=")[::2] for text in conf)
-    for key, value in pairs.items():
-        if not key.startswith("spark.") or not value:
-            raise click.UsageError(f"--spark-conf {key}={value}: write spark.executor.memory=4g")
     return Cluster(master, **said | ({"conf": pairs} if pairs else {}))

@@ -32,20 +32,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import psutil
+
 from hpo import snapshot
 from hpo.core import errors
-from hpo.core.errors import HpoError, SparkUnavailable, StoreUnreachable, WorkerBroken
+from hpo.core.errors import HpoError, SparkUnavailable, StoreUnreachable, UsageError, WorkerBroken
 from hpo.core.trial import Failed, Kind
 from hpo.executors.java import prepare_java
 from hpo.executors.protocol import Died, Event, Finished, WorkerSettings
 from hpo.stores import file_of
 
 if TYPE_CHECKING:
-    from pyspark import SparkContext
+    from pyspark import SparkConf, SparkContext
 
 logger = logging.getLogger("hpo.spark")
 
 MASTER_SECONDS = 5.0  # for a standalone master to answer
+PAUSE_SECONDS = 0.1  # between looks at a cluster that is waited for
 CAPACITY_SECONDS = 0.2  # how old the count of slots may be
 SETTLED_SECONDS = 3.0  # without another executor: the ones that come together have come
 STARVED_SECONDS = 10.0  # without any executor before it is said
@@ -86,21 +89,13 @@ class SparkExecutor:
     and stopped by `close`.
 
     Args: settings: with the store's address on this machine. isolate: a fresh process for every trial.
-    is_interrupted: asked while the cluster is waited for. Raises SparkUnavailable, LoadError.
+    Raises SparkUnavailable, LoadError.
     """
 
-    def __init__(
-        self,
-        settings: WorkerSettings,
-        cluster: Cluster,
-        *,
-        isolate: bool = False,
-        is_interrupted: Callable[[], bool] = lambda: False,
-    ) -> None:
+    def __init__(self, settings: WorkerSettings, cluster: Cluster, *, isolate: bool = False) -> None:
         self._settings = settings
         self._cluster = cluster
         self._isolate = isolate
-        self._is_interrupted = is_interrupted
         self._group = f"hpo-{settings.study}-{secrets.token_hex(4)}"
         self._jobs: dict[int, str] = {}  # a trial's number, its job's group
         self._serial = 0
@@ -109,6 +104,7 @@ class SparkExecutor:
         self._capacity = (0, 0.0)
         self._starved_at: float | None = None
         with contextlib.ExitStack() as stack:
+            stack.enter_context(_ctrl_c_quiet())
             self._context = stack.enter_context(_context(cluster, settings))
             self._threads = ThreadPoolExecutor(JOB_THREADS, thread_name_prefix="hpo-spark")
             stack.callback(self._threads.shutdown)
@@ -196,6 +192,7 @@ class SparkExecutor:
         if "again" in answer:
             reason = "the Spark executor that ran it was lost, or the Python process of its task"
         else:
+            self._look_after_cluster()  # the end of all is the death of none
             reason = answer["lost"]
         self._deaths_in_a_row += 1
         if self._deaths_in_a_row >= DEATHS_BEFORE_BROKEN:
@@ -224,13 +221,17 @@ class SparkExecutor:
         """Serve the study to the executors; returns the address that they reach."""
         from hpo.stores.server import serving
 
-        host = self._context.getConf().get("spark.driver.host") or "127.0.0.1"
+        host = self._host()
         serve = functools.partial(serving, self._settings.store, token=token, study=self._settings.study)
         try:
             return stack.enter_context(serve(host=host)).url
         except StoreUnreachable:  # a name or an address by which others know this machine, but not itself
             port = urlsplit(stack.enter_context(serve(host="0.0.0.0")).url).port
             return f"http://{host}:{port}"
+
+    def _host(self) -> str:
+        """This machine as executors reach it."""
+        return self._context.getConf().get("spark.driver.host") or "127.0.0.1"
 
     def _wait_for_executors(self) -> None:
         """Until there are as many slots as are asked for, or executors have come and no more come."""
@@ -245,9 +246,10 @@ class SparkExecutor:
             if not slots and time.monotonic() >= deadline:
                 raise SparkUnavailable(
                     f"{self._cluster.master} gave no executor within {self._cluster.patience_seconds:g} s",
-                    f"a worker must have free what an executor asks for: {_asked_for(self._context)}",
+                    f"a worker must have free what an executor asks for: {_asked_for(self._context)};"
+                    f" executors must reach this machine at {self._host()} (--driver-host)",
                 )
-            self._pause()
+            time.sleep(PAUSE_SECONDS)
 
     def _warm(self) -> None:
         """Have every slot load the objective: what an executor lacks is told before the first trial."""
@@ -262,7 +264,7 @@ class SparkExecutor:
         self._threads.submit(probe)
         while not result:
             self._look_after_cluster()
-            self._pause()
+            time.sleep(PAUSE_SECONDS)
         [answer] = result
         if "broken" in answer:
             raise _broken(answer["broken"])
@@ -271,18 +273,13 @@ class SparkExecutor:
                 f"no trial can run on {self._cluster.master}: {answer['lost']}", _MEND_LOST
             )
 
-    def _pause(self) -> None:
-        if self._is_interrupted():
-            raise KeyboardInterrupt
-        time.sleep(0.1)
-
     def _slots_of_cluster(self) -> int:
         """How many tasks could run at the same time now, by cores, GPUs and whatever tasks ask for."""
         slots, when = self._capacity
         if time.monotonic() - when > CAPACITY_SECONDS:
-            jvm = self._context._jsc.sc()
-            if jvm.isStopped():
+            if self._is_over():
                 return 0
+            jvm = self._context._jsc.sc()
             slots = jvm.maxNumConcurrentTasks(jvm.resourceProfileManager().defaultResourceProfile())
             if self._context.getConf().get("spark.dynamicAllocation.enabled", "false") == "true":
                 # Executors come for tasks that wait, so there must be some.
@@ -292,7 +289,7 @@ class SparkExecutor:
 
     def _look_after_cluster(self) -> None:
         """Raises SparkUnavailable when the application is over; says when there is no executor."""
-        if self._context._jsc is None or self._context._jsc.sc().isStopped():
+        if self._is_over():
             raise SparkUnavailable(
                 f"the Spark application on {self._cluster.master} was ended from outside",
                 "the same command again continues the study",
@@ -305,15 +302,22 @@ class SparkExecutor:
             self._starved_at = float("inf")
             logger.warning("Spark has no executor at the moment; waiting for one")
 
+    def _is_over(self) -> bool:
+        """Whether the application has ended, or Spark's Java has."""
+        try:
+            return self._context._jsc is None or bool(self._context._jsc.sc().isStopped())
+        except Exception:  # py4j's own kinds, and the socket's
+            return True
+
     def _cancel_jobs(self) -> None:
         for group in [*self._jobs.values(), f"{self._group}-start"]:
-            with contextlib.suppress(Exception):  # of a context that is gone, too
-                self._cancel(group)
+            self._cancel(group)
         self._jobs.clear()
 
     def _cancel(self, group: str) -> None:
-        # A job that its thread has yet to start is one of the future.
-        self._context._jsc.sc().cancelJobGroupAndFutureJobs(group)
+        with contextlib.suppress(Exception):  # of a context that is gone
+            # A job that its thread has yet to start is one of the future.
+            self._context._jsc.sc().cancelJobGroupAndFutureJobs(group)
 
 
 _MEND_LOST = "see the executors' logs in Spark's pages, and what a trial prints: hpo log STUDY TRIAL"
@@ -375,7 +379,7 @@ def _context(cluster: Cluster, settings: WorkerSettings) -> Iterator[SparkContex
     """This process's Spark context if it has one, else a new one, stopped at the end."""
     try:
         with _quietly():
-            from pyspark import SparkConf, SparkContext
+            from pyspark import SparkContext
     except ImportError as error:
         raise SparkUnavailable("PySpark is not installed", "pip install 'hpo[spark]'") from error
     if SparkContext._active_spark_context is not None:
@@ -383,30 +387,80 @@ def _context(cluster: Cluster, settings: WorkerSettings) -> Iterator[SparkContex
         return
     prepare_java()
     _ask_master(cluster.master)
-    conf = SparkConf().setMaster(cluster.master).setAppName(f"hpo {settings.study}")
+    conf = _conf(cluster, settings.study)
+    log = settings.work_folder / "spark.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _quietly(), _handlers_kept(), _java_of(conf, log) as gateway:
+            context = SparkContext(conf=conf, gateway=gateway)
+    except Exception as error:
+        raise SparkUnavailable(
+            f"Spark did not start on {cluster.master}: {_reason(error, log)}", f"its log is {log}"
+        ) from error
+    # A thread of PySpark's would print a traceback when Spark's Java dies.
+    context._accumulatorServer.handle_error = lambda *_: None
+    try:
+        yield context
+    finally:
+        with _handlers_kept(), contextlib.suppress(Exception):  # of a Java that is dead
+            context.stop()
+
+
+def _conf(cluster: Cluster, study: str) -> SparkConf:
+    """Spark's properties: the person's, and what they leave open."""
+    from pyspark import SparkConf
+
     named = _properties(cluster.properties_file) | dict(cluster.conf)
+    named.pop("spark.submit.deployMode", None)  # the driver is this process
+    conf = SparkConf().setAppName(f"hpo {study}")
     for key, value in named.items():
         conf.set(key, value)
     for key, value in OURS.items():
         conf.setIfMissing(key, value)
+    conf.setMaster(cluster.master)
     if cluster.driver_host:
         conf.set("spark.driver.host", cluster.driver_host)
-    if "spark.pyspark.python" not in named:
-        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    log = settings.work_folder / "spark.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+        if not _is_own(cluster.driver_host):
+            conf.setIfMissing("spark.driver.bindAddress", "0.0.0.0")
+    # The property is spark-submit's: PySpark itself looks into the environment.
+    if "spark.pyspark.python" in named:
+        os.environ["PYSPARK_PYTHON"] = named["spark.pyspark.python"]
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    return conf
+
+
+def _is_own(host: str) -> bool:
+    """Whether this machine can listen at the address; others may know it by one that it does not have."""
     try:
-        with _quietly(), _handlers_kept(), _stderr_to(log):
-            context = SparkContext(conf=conf)
-    except Exception as error:
-        raise SparkUnavailable(
-            f"Spark did not start on {cluster.master}: {_reason(error)}", f"its log is {log}"
-        ) from error
+        socket.create_server((host, 0)).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _java_of(conf: SparkConf, log: Path) -> Iterator[Any]:
+    """Spark's Java, which this process may have from an earlier context; killed if Spark does not start."""
+    from pyspark import SparkContext
+    from pyspark.java_gateway import launch_gateway
+
+    if SparkContext._gateway is not None:
+        yield SparkContext._gateway
+        return
+    before = psutil.Process().children()
     try:
-        yield context
-    finally:
-        with _handlers_kept():
-            context.stop()
+        with open(log, "ab") as stderr:
+            # In a session of its own: a terminal that closes is told to this process alone, which then has
+            # its jobs cancelled.
+            gateway = launch_gateway(conf, {"stderr": stderr, "start_new_session": True})
+        yield gateway
+    except BaseException:
+        # A Java that is left while it starts never ends.
+        for child in set(psutil.Process().children()).difference(before):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        SparkContext._gateway = SparkContext._jvm = None
+        raise
 
 
 def _ask_master(master: str) -> None:
@@ -431,8 +485,14 @@ def _properties(path: Path | None) -> dict[str, str]:
     """A properties file as spark-submit reads it: ``key value``, ``key=value`` or ``key: value``."""
     if path is None:
         return {}
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"--properties-file {path} can't be read: {error}", "name a text file of `key value` lines"
+        ) from error
     found = {}
-    for line in path.read_text().splitlines():
+    for line in text.splitlines():
         line = line.strip()
         if line and not line.startswith(("#", "!")):
             key, _, value = re.sub(r"\s*[=:\s]\s*", "\0", line, count=1).partition("\0")
@@ -445,17 +505,24 @@ def _broken(answer: Mapping[str, str]) -> HpoError:
     return kind(f"on a Spark executor: {answer['message']}", answer["hint"])
 
 
-def _reason(error: Exception) -> str:
-    """Spark's own words for why a job failed, in one line."""
-    text = str(error)
+def _reason(error: Exception, log: Path | None = None) -> str:
+    """Spark's own words for why a job failed, or its start, in one line. ``log``: what its Java has said."""
+    try:
+        text = str(error)
+    except Exception:  # py4j asks Java for the words
+        text = type(error).__name__
+    if "JAVA_GATEWAY_EXITED" in text and log is not None:
+        text = log.read_text(errors="replace").rpartition('Exception in thread "main"')[2] or text
     if match := re.search(r"\[PYTHON_VERSION_MISMATCH\][^\n]*", text):
         return f"{match.group()} (set PYSPARK_PYTHON to a Python of this version on the executors)"
     if match := re.search(r'Cannot run program "([^"]*)"', text):
         return f"executors have no Python at {match.group(1)}; name theirs with PYSPARK_PYTHON"
     if match := re.search(r"most recent failure: (.*)", text):
         return match.group(1).strip()
-    if match := re.search(r"SparkException: (.*)", text):
+    if match := re.search(r"SparkException: (.*)", text) or re.search(r"(?m)^: [\w.$]+: (.*)", text):
         return match.group(1).strip()
+    if match := re.search(r"(?m)^: ([\w.$]+)$", text):
+        return match.group(1)
     return (text.splitlines() or [type(error).__name__])[0]
 
 
@@ -476,6 +543,20 @@ def _quietly() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _ctrl_c_quiet() -> Iterator[None]:
+    """Without py4j's traceback in the root logger when a Ctrl-C ends what it asked of Java."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return record.module != "java_gateway"
+
+    logging.root.addFilter(keep)
+    try:
+        yield
+    finally:
+        logging.root.removeFilter(keep)
+
+
+@contextlib.contextmanager
 def _handlers_kept() -> Iterator[None]:
     """PySpark takes Ctrl-C for itself when it starts; it stays what it was."""
     if threading.current_thread() is not threading.main_thread():
@@ -486,18 +567,3 @@ def _handlers_kept() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def _stderr_to(path: Path) -> Iterator[None]:
-    """What is started meanwhile writes its standard error there: Spark's log would tear the display."""
-    sys.stderr.flush()
-    before = os.dup(2)
-    try:
-        with open(path, "ab") as file:
-            os.dup2(file.fileno(), 2)
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(before, 2)
-        os.close(before)
