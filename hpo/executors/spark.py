@@ -440,7 +440,7 @@ def _is_own(host: str) -> bool:
 
 @contextlib.contextmanager
 def _java_of(conf: SparkConf, log: Path) -> Iterator[Any]:
-    """Spark's Java, which this process may have from an earlier context; killed if Spark does not start."""
+    """Spark's Java, which this process may have from an earlier context; killed by Ctrl-C meanwhile."""
     from pyspark import SparkContext
     from pyspark.java_gateway import launch_gateway
 
@@ -454,7 +454,7 @@ def _java_of(conf: SparkConf, log: Path) -> Iterator[Any]:
             # its jobs cancelled.
             gateway = launch_gateway(conf, {"stderr": stderr, "start_new_session": True})
         yield gateway
-    except BaseException:
+    except KeyboardInterrupt:
         # A Java that is left while it starts never ends.
         for child in set(psutil.Process().children()).difference(before):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -519,8 +519,11 @@ def _reason(error: Exception, log: Path | None = None) -> str:
         return f"executors have no Python at {match.group(1)}; name theirs with PYSPARK_PYTHON"
     if match := re.search(r"most recent failure: (.*)", text):
         return match.group(1).strip()
-    if match := re.search(r"SparkException: (.*)", text) or re.search(r"(?m)^: [\w.$]+: (.*)", text):
+    if match := re.search(r"SparkException: (.*)", text):
         return match.group(1).strip()
+    if match := re.search(r"(?m)^: [\w.$]+: (.*)", text):
+        causes = re.findall(r"(?m)^Caused by: [\w.$]+: (.*)", text)
+        return ": ".join(dict.fromkeys([match.group(1).strip(), *causes[-1:]]))
     if match := re.search(r"(?m)^: ([\w.$]+)$", text):
         return match.group(1)
     return (text.splitlines() or [type(error).__name__])[0]

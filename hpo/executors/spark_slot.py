@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from hpo.core.errors import HpoError, StoreError
 from hpo.core.trial import State
 from hpo.executors.processes import ProcessExecutor
@@ -33,12 +35,13 @@ POLL_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    """This process's worker, and what it was made for."""
+    """This process's worker, and what it was made for. ``java``: Spark's, of which this process is a part."""
 
     made_for: tuple[object, ...]
     executor: ProcessExecutor
     store: Store
     settings: WorkerSettings
+    java: psutil.Process | None
 
 
 _slot: _Slot | None = None
@@ -89,7 +92,8 @@ def _slot_for(message: Mapping[str, Any], folder: Path, gpus: tuple[str, ...]) -
             os.environ["HPO_TOKEN"] = message["token"]
         store = connect(settings.store).open(settings.study)
         executor = ProcessExecutor(settings, [gpus], isolate=message["isolate"], environment=environment)
-        _slot = _Slot(made_for, executor, store, settings)
+        java = next((one for one in psutil.Process().parents() if one.name() == "java"), None)
+        _slot = _Slot(made_for, executor, store, settings, java)
     return _slot
 
 
@@ -114,6 +118,9 @@ def _warm(slot: _Slot, gpus: tuple[str, ...]) -> dict[str, Any]:
 def _run(slot: _Slot, number: int) -> dict[str, Any]:
     slot.executor.submit(number)
     while True:
+        if slot.java is not None and not slot.java.is_running():
+            # Nobody is left who would kill this process, and its GPU may be another executor's by now.
+            os._exit(1)
         for event in slot.executor.wait(POLL_SECONDS):
             if event.number != number:
                 continue  # the idle worker had died: the trial is another one's
