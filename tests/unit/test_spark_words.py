@@ -17,13 +17,11 @@ MISMATCH = FAILED + (
     " different version: 3.9 than that in driver: 3.11, PySpark cannot run with different minor versions.\n"
     "Please check environment variables PYSPARK_PYTHON and PYSPARK_DRIVER_PYTHON are correctly set.\n"
 )
-NO_PYTHON = (
-    FAILED + 'java.io.IOException: Cannot run program "/opt/python": error=2, No such file or directory\n'
-)
+NO_PYTHON = FAILED + 'java.io.IOException: Cannot run program "/opt/python": error=2, No such file\n'
 LOST = FAILED + "ExecutorLostFailure (executor 1 exited): killed\nDriver stacktrace:\n"
 CANCELLED = (
     "An error occurred while calling z:org.apache.spark.api.python.PythonRDD.collectAndServe.\n"
-    ": org.apache.spark.SparkException: [SPARK_JOB_CANCELLED] Job 2 cancelled via the Web UI SQLSTATE: XXKDA\n"
+    ": org.apache.spark.SparkException: [SPARK_JOB_CANCELLED] Job 2 cancelled via the Web UI SQLSTATE: XX\n"
 )
 
 
