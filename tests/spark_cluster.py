@@ -84,10 +84,10 @@ class SparkCluster:
 
 
 @contextlib.contextmanager
-def running_cluster(folder: Path) -> Iterator[SparkCluster]:
+def running_cluster(folder: Path, shape: tuple[str, ...] = SHAPE) -> Iterator[SparkCluster]:
     """The cluster, with its logs in ``folder``; stopped whatever happens."""
     try:
-        yield SparkCluster(folder, local_cluster(folder, "start", *SHAPE).strip())
+        yield SparkCluster(folder, local_cluster(folder, "start", *shape).strip())
     finally:
         local_cluster(folder, "stop")
 

@@ -29,6 +29,7 @@ MASTER = r"local|local\[(\*|[1-9]\d*)(, *\d+)?\]|local-cluster\[.+\]|yarn|(spark
     epilog="\b\nExamples:\n  hpo optimize spaces/digits_mlp.py --max-evals 20\n"
     "  hpo optimize spaces/digits_mlp.py --max-evals 100 --gpus 0,1 --set epochs=30\n"
     "  hpo optimize spaces/digits_mlp.py --study longer --max-evals 50 --warm-start digits_mlp\n"
+    "  hpo optimize spaces/digits_mlp.py --study on-spark --max-evals 20 --spark 'local[2]'\n"
     "  hpo optimize spaces/classifiers.py --study repeated --max-evals 60 --points known.csv --repeats 3"
 )
 @click.argument("file", metavar="FILE.py[:OBJECTIVE]")

@@ -6,10 +6,12 @@ import re
 import shutil
 import signal
 import socket
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
 import pytest
+from spark_cluster import running_cluster
 
 SPACES = Path(__file__).parents[2] / "spaces"
 ONE_GPU = (
@@ -83,6 +85,30 @@ def assert_mlflow_is_whole(folder: Path, trials) -> None:
         assert client.list_artifacts(run.info.run_id)
 
 
+def test_trials_share_gpus_or_have_several_as_sparks_amounts_say(
+    project, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    project.write(SHORT)
+    shape = ("--workers", "1", "--cores", "4", "--gpus", "0,1", "--port", "0")
+    had = {}
+
+    with running_cluster(tmp_path_factory.mktemp("gpus"), shape) as cluster:
+        for study, amount, trials in (("two", "2", 2), ("half", "0.5", 4)):
+            gpus = ("spark.executor.resource.gpu.amount=2", f"spark.task.resource.gpu.amount={amount}")
+            options = [word for setting in gpus for word in ("--spark-conf", setting)]
+            done = project.hpo(
+                *("optimize", "study.py", "--study", study, "--max-evals", trials, "--set", "pause=1"),
+                *("--spark", cluster.master, *options, *OFF),
+            )
+            assert done.code == 0, str(done)
+            shown = project.trials(study)
+            had[study] = {tuple(trial["gpus"]) for trial in shown.values()}
+            told = {project.hpo("log", study, number).stdout.strip() for number in shown}
+            assert told == {f"on GPU {','.join(devices)}" for devices in had[study]}
+
+    assert had == {"two": {("0", "1")}, "half": {("0",), ("1",)}}
+
+
 def test_trials_run_the_code_as_it_was_at_launch(project, spark_cluster, until) -> None:
     space = project.write(SHORT)
     command = project.start(
@@ -146,10 +172,12 @@ def is_running(project, attempt: int) -> bool:
 
 
 def kill_running_job(page: str) -> None:
-    """As the link in Spark's pages does."""
+    """As the link beside the job in Spark's pages does: it sends a form with a token of the page."""
     with urllib.request.urlopen(f"{page}/jobs/", timeout=10) as answer:
-        [job] = re.findall(r"hpo study trial 0.*?/jobs/job/kill/\?id=(\d+)", answer.read().decode(), re.S)
-    urllib.request.urlopen(f"{page}/jobs/job/kill/?id={job}", data=b"", timeout=10)
+        shown = answer.read().decode()
+    [job] = re.findall(r"hpo study trial 0</span>((?:(?!</tr>).)*?)</form>", shown, re.DOTALL)
+    form = dict(re.findall(r'name="(\w+)" value="(\w+)"', job))
+    urllib.request.urlopen(f"{page}/jobs/job/kill/", urllib.parse.urlencode(form).encode(), timeout=10)
 
 
 def free_port() -> int:
