@@ -33,12 +33,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from hpo import snapshot
-from hpo.core import errors
-from hpo.core.errors import HpoError, SparkUnavailable, StoreUnreachable, WorkerBroken
+from hpo.core.errors import HpoError, SparkUnavailable, StoreUnreachable, UsageError, WorkerBroken
 from hpo.core.trial import Failed, Kind
 from hpo.executors.java import prepare_java
 from hpo.executors.protocol import Died, Event, Finished, WorkerSettings
 from hpo.stores import file_of
+from hpo.stores.rpc import TOKEN_VARIABLE, read_error
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
@@ -107,13 +107,14 @@ class SparkExecutor:
         self._outcomes: queue.SimpleQueue[tuple[int, str, dict[str, Any]]] = queue.SimpleQueue()
         self._deaths_in_a_row = 0
         self._capacity = (0, 0.0)
+        self._has_executors = False
         self._starved_at: float | None = None
         with contextlib.ExitStack() as stack:
             self._context = stack.enter_context(_context(cluster, settings))
+            self._message = self._message_for(stack)
             self._threads = ThreadPoolExecutor(JOB_THREADS, thread_name_prefix="hpo-spark")
             stack.callback(self._threads.shutdown)
             stack.callback(self._cancel_jobs)
-            self._message = self._message_for(stack)
             self._wait_for_executors()
             self._warm()
             self._close = stack.pop_all().close
@@ -136,7 +137,8 @@ class SparkExecutor:
         return max(0, self.slots - len(self._jobs))
 
     def submit(self, number: int) -> None:
-        if not self.free():
+        # As `free` has seen the cluster: a slot that is lost meanwhile gets its trial when it is there again.
+        if len(self._jobs) >= self.slots:
             raise IndexError("the cluster has no free slot")
         self._serial += 1
         group = f"{self._group}-{number}-{self._serial}"
@@ -206,11 +208,12 @@ class SparkExecutor:
 
     def _message_for(self, stack: contextlib.ExitStack) -> dict[str, Any]:
         """What every task is told: the archive, and the study's address as executors reach it."""
-        archive = snapshot.bundle(Path(self._settings.code), self._settings.work_folder / "spark")
+        # Executors ask for it as long as the context lasts, and Spark takes a name from one place alone.
+        archive = snapshot.bundle(Path(self._settings.code), Path(self._context._temp_dir))
         self._context.addFile(str(archive))
-        settings, token = self._settings, os.environ.get("HPO_TOKEN")
+        settings, token = self._settings, os.environ.get(TOKEN_VARIABLE)
         if file_of(settings.store) and not is_local(self._context.master):
-            token = token or secrets.token_hex(16)
+            token = secrets.token_hex(16)
             settings = replace(settings, store=self._serve(stack, token))
         return {
             "archive": archive.name,
@@ -224,7 +227,8 @@ class SparkExecutor:
         """Serve the study to the executors; returns the address that they reach."""
         from hpo.stores.server import serving
 
-        host = self._context.getConf().get("spark.driver.host") or "127.0.0.1"
+        known_as = self._context.getConf().get("spark.driver.host")
+        host = self._cluster.driver_host or known_as or "127.0.0.1"
         serve = functools.partial(serving, self._settings.store, token=token, study=self._settings.study)
         try:
             return stack.enter_context(serve(host=host)).url
@@ -243,10 +247,7 @@ class SparkExecutor:
             if is_local(self._context.master) or slots >= (self._cluster.parallelism or math.inf):
                 return
             if not slots and time.monotonic() >= deadline:
-                raise SparkUnavailable(
-                    f"{self._cluster.master} gave no executor within {self._cluster.patience_seconds:g} s",
-                    f"a worker must have free what an executor asks for: {_asked_for(self._context)}",
-                )
+                raise self._no_executor()
             self._pause()
 
     def _warm(self) -> None:
@@ -260,8 +261,12 @@ class SparkExecutor:
                 result.append({"lost": _reason(error)})
 
         self._threads.submit(probe)
+        # With dynamic allocation this job is what brings the first executors.
+        deadline = time.monotonic() + self._cluster.patience_seconds
         while not result:
             self._look_after_cluster()
+            if not self._has_executors and time.monotonic() >= deadline:
+                raise self._no_executor()
             self._pause()
         [answer] = result
         if "broken" in answer:
@@ -270,6 +275,12 @@ class SparkExecutor:
             raise SparkUnavailable(
                 f"no trial can run on {self._cluster.master}: {answer['lost']}", _MEND_LOST
             )
+
+    def _no_executor(self) -> SparkUnavailable:
+        return SparkUnavailable(
+            f"{self._cluster.master} gave no executor within {self._cluster.patience_seconds:g} s",
+            f"a worker must have free what an executor asks for: {_asked_for(self._context)}",
+        )
 
     def _pause(self) -> None:
         if self._is_interrupted():
@@ -280,10 +291,10 @@ class SparkExecutor:
         """How many tasks could run at the same time now, by cores, GPUs and whatever tasks ask for."""
         slots, when = self._capacity
         if time.monotonic() - when > CAPACITY_SECONDS:
-            jvm = self._context._jsc.sc()
-            if jvm.isStopped():
-                return 0
-            slots = jvm.maxNumConcurrentTasks(jvm.resourceProfileManager().defaultResourceProfile())
+            with self._java() as spark:
+                profile = spark.resourceProfileManager().defaultResourceProfile()
+                slots = spark.maxNumConcurrentTasks(profile)
+            self._has_executors = slots > 0
             if self._context.getConf().get("spark.dynamicAllocation.enabled", "false") == "true":
                 # Executors come for tasks that wait, so there must be some.
                 slots = self._cluster.parallelism or slots + 1
@@ -292,11 +303,6 @@ class SparkExecutor:
 
     def _look_after_cluster(self) -> None:
         """Raises SparkUnavailable when the application is over; says when there is no executor."""
-        if self._context._jsc is None or self._context._jsc.sc().isStopped():
-            raise SparkUnavailable(
-                f"the Spark application on {self._cluster.master} was ended from outside",
-                "the same command again continues the study",
-            )
         if self._slots_of_cluster():
             self._starved_at = None
         elif self._starved_at is None:
@@ -305,6 +311,21 @@ class SparkExecutor:
             self._starved_at = float("inf")
             logger.warning("Spark has no executor at the moment; waiting for one")
 
+    @contextlib.contextmanager
+    def _java(self) -> Iterator[Any]:
+        """Spark's own context, in Java. Raises SparkUnavailable when the application, or Java, is over."""
+        from py4j.protocol import Py4JError
+
+        with contextlib.suppress(OSError, Py4JError):
+            java = self._context._jsc  # None once it was stopped
+            if java is not None and not java.sc().isStopped():
+                yield java.sc()
+                return
+        raise SparkUnavailable(
+            f"the Spark application on {self._cluster.master} was ended from outside",
+            "the same command again continues the study",
+        )
+
     def _cancel_jobs(self) -> None:
         for group in [*self._jobs.values(), f"{self._group}-start"]:
             with contextlib.suppress(Exception):  # of a context that is gone, too
@@ -312,8 +333,9 @@ class SparkExecutor:
         self._jobs.clear()
 
     def _cancel(self, group: str) -> None:
-        # A job that its thread has yet to start is one of the future.
-        self._context._jsc.sc().cancelJobGroupAndFutureJobs(group)
+        with self._java() as spark:
+            # A job that its thread has yet to start is one of the future.
+            spark.cancelJobGroupAndFutureJobs(group)
 
 
 _MEND_LOST = "see the executors' logs in Spark's pages, and what a trial prints: hpo log STUDY TRIAL"
@@ -360,7 +382,7 @@ def _task() -> Callable[[Iterator[str]], Iterator[str]]:
                 hint = f"install it for the executors' Python, {sys.executable} ({os.uname().nodename})"
                 answer = {
                     "broken": {
-                        "error": "SparkUnavailable",
+                        "class": "SparkUnavailable",
                         "message": f"an executor lacks what hpo needs: {error}",
                         "hint": hint,
                     }
@@ -378,8 +400,9 @@ def _context(cluster: Cluster, settings: WorkerSettings) -> Iterator[SparkContex
             from pyspark import SparkConf, SparkContext
     except ImportError as error:
         raise SparkUnavailable("PySpark is not installed", "pip install 'hpo[spark]'") from error
-    if SparkContext._active_spark_context is not None:
-        yield SparkContext._active_spark_context
+    if (running := SparkContext._active_spark_context) is not None:
+        _check_running(running, cluster)
+        yield running
         return
     prepare_java()
     _ask_master(cluster.master)
@@ -391,8 +414,9 @@ def _context(cluster: Cluster, settings: WorkerSettings) -> Iterator[SparkContex
         conf.setIfMissing(key, value)
     if cluster.driver_host:
         conf.set("spark.driver.host", cluster.driver_host)
-    if "spark.pyspark.python" not in named:
-        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    # PySpark itself heeds the variable alone; as with spark-submit, the property goes before it.
+    given = named.get("spark.pyspark.python") or os.environ.get("PYSPARK_PYTHON")
+    os.environ["PYSPARK_PYTHON"] = given or sys.executable
     log = settings.work_folder / "spark.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -405,8 +429,22 @@ def _context(cluster: Cluster, settings: WorkerSettings) -> Iterator[SparkContex
     try:
         yield context
     finally:
-        with _handlers_kept():
+        with _handlers_kept(), _quietly(), contextlib.suppress(OSError):  # of a Java that is dead
             context.stop()
+
+
+def _check_running(context: SparkContext, cluster: Cluster) -> None:
+    """Raises UsageError where the Spark session of this process is not the one that was asked for."""
+    if context.master != cluster.master:
+        raise UsageError(
+            f"this process has a Spark session on {context.master}, and can't have one on {cluster.master}",
+            "give that session, hpo.optimize(..., spark=session), or stop it before",
+        )
+    if cluster.conf or cluster.properties_file:
+        raise UsageError(
+            f"this process has a Spark session on {context.master}, whose properties stay as they are",
+            "leave --spark-conf and --properties-file out, or stop the session before",
+        )
 
 
 def _ask_master(master: str) -> None:
@@ -441,8 +479,8 @@ def _properties(path: Path | None) -> dict[str, str]:
 
 
 def _broken(answer: Mapping[str, str]) -> HpoError:
-    kind = getattr(errors, answer["error"])
-    return kind(f"on a Spark executor: {answer['message']}", answer["hint"])
+    error = read_error(answer)
+    return type(error)(f"on a Spark executor: {error.message}", error.hint)
 
 
 def _reason(error: Exception) -> str:

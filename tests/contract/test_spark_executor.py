@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import hpo
 from hpo.core.errors import LoadError
 from hpo.core.trial import Kind, State
-from hpo.executors import Died, WorkerSettings
+from hpo.executors import Died, Finished, WorkerSettings
 from hpo.executors.java import prepare_java
 from hpo.executors.spark import Cluster, SparkExecutor
 from hpo.loading import load, locate
@@ -115,6 +116,22 @@ class TestSparkExecutor(ExecutorContract):
         with closing(SparkExecutor(settings, Cluster("local[2]", parallelism=1))) as executor:
             assert executor.free() == executor.slots == 1
 
+    def test_a_slot_that_is_lost_while_a_point_is_proposed_is_no_error(
+        self, executor: SparkExecutor, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self._add(store, 0, self.RETURN)
+        assert executor.free()
+
+        def lost() -> int:
+            executor._capacity = (0, time.monotonic())
+            return 0
+
+        with monkeypatch.context() as patched:
+            patched.setattr(executor, "_slots_of_cluster", lost)
+            executor.submit(0)
+
+        assert _events(executor) == [Finished(0)]
+
     def test_the_worker_is_kept_for_many_trials(self, executor: SparkExecutor, store: Store) -> None:
         for number in range(6):
             self._add(store, number, self.RETURN)
@@ -155,11 +172,33 @@ def test_a_notebook_searches_on_the_session_that_it_has(
     assert context.parallelize([1, 2], 2).sum() == 3  # the session lives on
 
 
+def test_a_notebook_searches_in_a_thread_too(
+    context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("space.py").write_text(SPACE)
+
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(hpo.optimize, "space.py", max_evals=1, tracking_uri="none").result(120)
+
+    assert found["trials"]["completed"] == 1
+
+
+def test_another_session_than_the_one_there_is_is_refused(context, settings: WorkerSettings) -> None:
+    with pytest.raises(hpo.UsageError, match=r"local\[2\].*one on local\[1\]"):
+        SparkExecutor(settings, Cluster("local[1]"))
+    with pytest.raises(hpo.UsageError, match="properties stay as they are"):
+        SparkExecutor(settings, Cluster("local[2]", conf={"spark.task.cpus": "2"}))
+
+
 def test_a_function_call_has_the_options_of_the_command(tmp_path: Path) -> None:
     with pytest.raises(hpo.UsageError) as unknown:
         hpo.optimize("space.py", max_eval=3)
     with pytest.raises(hpo.UsageError) as wrong:
         hpo.optimize("space.py", max_evals="many")
+
+    with pytest.raises(hpo.UsageError, match="Spark Connect"):
+        hpo.optimize("space.py", max_evals=3, spark=object())
 
     assert "--max-evals" in str(unknown.value)
     assert "many" in str(wrong.value)
