@@ -4,7 +4,8 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,7 @@ from hpo.executors.java import prepare_java
 from hpo.executors.spark import Cluster, SparkExecutor
 from hpo.loading import load, locate
 from hpo.stores import Store, connect
+from hpo.stores.server import serving
 from hpo.testing import IDENTITY, ExecutorContract
 
 SPACE = """
@@ -139,6 +141,29 @@ class TestSparkExecutor(ExecutorContract):
             _events(executor)
 
         assert len({store.trial(number).worker for number in range(6)}) <= 2
+
+
+def test_an_executor_that_cannot_reach_the_store_loses_its_trial_alone(
+    context, settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_TOKEN", "secret")
+    with serving(store.url, token="secret") as server:
+        executor = SparkExecutor(replace(settings, store=server.url), Cluster("local[2]"))
+    with closing(executor):
+        store.add(0, {"do": 0}, {})
+        # Their successors have yet to reach the store; Spark misses each one at a task of its own.
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):  # the worker of one that was killed is going, too
+                if "pyspark.daemon" in process.cmdline() and "pyspark.daemon" in process.parent().cmdline():
+                    process.kill()
+
+        told = []
+        while len(told) < 8 and not any("no server answers" in died.failure.reason for died in told):
+            executor.submit(0)
+            told += _events(executor)
+
+    assert {(died.number, died.failure.kind) for died in told} == {(0, Kind.LOST)}
+    assert "no server answers" in told[-1].failure.reason
 
 
 def test_an_import_that_executors_lack_is_told_before_the_first_trial(
