@@ -41,7 +41,15 @@ def optimize(file: str, *, spark: str | SparkSession | None = None, **options: A
 
 
 def _master(spark: str | SparkSession | None) -> str | None:
-    return spark if spark is None or isinstance(spark, str) else str(spark.sparkContext.master)
+    if spark is None or isinstance(spark, str):
+        return spark
+    try:
+        return str(spark.sparkContext.master)
+    except AttributeError as error:
+        raise UsageError(
+            "a session of Spark Connect can't run trials: they are jobs of a Spark context in this process",
+            "run the search where the driver is, or start workers with hpo worker",
+        ) from error
 
 
 def _words(options: Mapping[str, Any]) -> Iterator[str]:

@@ -52,7 +52,7 @@ def take(root: Path, needed: Collection[str]) -> Snapshot:
         for path in {*needed, *_listed(root)}
         if _is_text(path)
         and Path(path).suffix in SUFFIXES
-        and _is_small_file(root / path)
+        and is_small_file(root / path)
         and not _is_inside(root / path, package)
     )
     contents = {}
@@ -203,7 +203,8 @@ def _is_text(path: str) -> bool:
     return True
 
 
-def _is_small_file(path: Path) -> bool:
+def is_small_file(path: Path) -> bool:
+    """Whether it may be code by its size."""
     return path.is_file() and path.stat().st_size <= FILE_BYTES
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -24,7 +25,9 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        self._before = {number: signal.signal(number, self._on_signal) for number in handled}
+        # In another thread than the main one (a notebook's widget) Python takes none: they stay as they are.
+        is_main = threading.current_thread() is threading.main_thread()
+        self._before = {number: signal.signal(number, self._on_signal) for number in handled if is_main}
         return self
 
     def __exit__(self, *_: object) -> None:

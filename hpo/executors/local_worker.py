@@ -15,6 +15,7 @@ from typing import Any
 from hpo.core.errors import ClaimLost, HpoError, LoadError, StoreError
 from hpo.core.study import TERMS_NOTE
 from hpo.core.trial import Claim
+from hpo.delivery import Delivery
 from hpo.executors.processes import worker_name
 from hpo.executors.protocol import WorkerSettings
 from hpo.keeper import Keeper
@@ -69,14 +70,14 @@ def main() -> None:
         number = json.loads(line)["run"]
         if number is not None:
             run_one(store, number, task, place, keeper)
-        elif (claim := _found(store, settings, place)) is not None:
+        elif (claim := found(store, settings, place)) is not None:
             number = claim.number
             _say(channel, claimed=number)
             run_claimed(store, claim, task, place, keeper)
         _say(channel, done=number)
 
 
-def _found(store: Store, settings: WorkerSettings, place: Workplace) -> Claim | None:
+def found(store: Store, settings: WorkerSettings, place: Workplace) -> Claim | None:
     """A trial that waits, where the driver is another process; None if there was none for a while."""
     try:
         store.announce(place.worker, offers(place.gpus))
@@ -86,7 +87,8 @@ def _found(store: Store, settings: WorkerSettings, place: Workplace) -> Claim | 
         )
         if claim is None:
             return None
-        record = store.record()
+        # A claim that nobody runs, because the store went away meanwhile, would count as a worker's death.
+        record = Delivery(f"trial {claim.number}").make(store.record)
         if record.snapshot == settings.snapshot and record.notes.get(TERMS_NOTE) is not None:
             return claim
         # While this worker waited, the driver has left, or come back with other code.

@@ -35,12 +35,12 @@ from urllib.parse import urlsplit
 import psutil
 
 from hpo import snapshot
-from hpo.core import errors
 from hpo.core.errors import HpoError, SparkUnavailable, StoreUnreachable, UsageError, WorkerBroken
 from hpo.core.trial import Failed, Kind
 from hpo.executors.java import prepare_java
 from hpo.executors.protocol import Died, Event, Finished, WorkerSettings
 from hpo.stores import file_of
+from hpo.stores.rpc import TOKEN_VARIABLE, read_error
 
 if TYPE_CHECKING:
     from pyspark import SparkConf, SparkContext
@@ -102,14 +102,15 @@ class SparkExecutor:
         self._outcomes: queue.SimpleQueue[tuple[int, str, dict[str, Any]]] = queue.SimpleQueue()
         self._deaths_in_a_row = 0
         self._capacity = (0, 0.0)
+        self._has_executors = False
         self._starved_at: float | None = None
         with contextlib.ExitStack() as stack:
             stack.enter_context(_ctrl_c_quiet())
             self._context = stack.enter_context(_context(cluster, settings))
+            self._message = self._message_for(stack)
             self._threads = ThreadPoolExecutor(JOB_THREADS, thread_name_prefix="hpo-spark")
             stack.callback(self._threads.shutdown)
             stack.callback(self._cancel_jobs)
-            self._message = self._message_for(stack)
             self._wait_for_executors()
             self._warm()
             self._close = stack.pop_all().close
@@ -132,7 +133,8 @@ class SparkExecutor:
         return max(0, self.slots - len(self._jobs))
 
     def submit(self, number: int) -> None:
-        if not self.free():
+        # As `free` has seen the cluster: a slot that is lost meanwhile gets its trial when it is there again.
+        if len(self._jobs) >= self.slots:
             raise IndexError("the cluster has no free slot")
         self._serial += 1
         group = f"{self._group}-{number}-{self._serial}"
@@ -192,8 +194,8 @@ class SparkExecutor:
         if "again" in answer:
             reason = "the Spark executor that ran it was lost, or the Python process of its task"
         else:
-            self._look_after_cluster()  # the end of all is the death of none
-            reason = answer["lost"]
+            with self._java():  # the end of all is nobody's death
+                reason = answer["lost"]
         self._deaths_in_a_row += 1
         if self._deaths_in_a_row >= DEATHS_BEFORE_BROKEN:
             raise WorkerBroken(f"{self._deaths_in_a_row} Spark jobs in a row were lost: {reason}", _MEND_LOST)
@@ -203,11 +205,12 @@ class SparkExecutor:
 
     def _message_for(self, stack: contextlib.ExitStack) -> dict[str, Any]:
         """What every task is told: the archive, and the study's address as executors reach it."""
-        archive = snapshot.bundle(Path(self._settings.code), self._settings.work_folder / "spark")
+        # Executors ask for it as long as the context lasts, and Spark takes a name from one place alone.
+        archive = snapshot.bundle(Path(self._settings.code), Path(self._context._temp_dir))
         self._context.addFile(str(archive))
-        settings, token = self._settings, os.environ.get("HPO_TOKEN")
+        settings, token = self._settings, os.environ.get(TOKEN_VARIABLE)
         if file_of(settings.store) and not is_local(self._context.master):
-            token = token or secrets.token_hex(16)
+            token = secrets.token_hex(16)
             settings = replace(settings, store=self._serve(stack, token))
         return {
             "archive": archive.name,
@@ -231,7 +234,8 @@ class SparkExecutor:
 
     def _host(self) -> str:
         """This machine as executors reach it."""
-        return self._context.getConf().get("spark.driver.host") or "127.0.0.1"
+        known_as = self._context.getConf().get("spark.driver.host")
+        return self._cluster.driver_host or known_as or "127.0.0.1"
 
     def _wait_for_executors(self) -> None:
         """Until there are as many slots as are asked for, or executors have come and no more come."""
@@ -244,11 +248,7 @@ class SparkExecutor:
             if is_local(self._context.master) or slots >= (self._cluster.parallelism or math.inf):
                 return
             if not slots and time.monotonic() >= deadline:
-                raise SparkUnavailable(
-                    f"{self._cluster.master} gave no executor within {self._cluster.patience_seconds:g} s",
-                    f"a worker must have free what an executor asks for: {_asked_for(self._context)};"
-                    f" executors must reach this machine at {self._host()} (--driver-host)",
-                )
+                raise self._no_executor()
             time.sleep(PAUSE_SECONDS)
 
     def _warm(self) -> None:
@@ -262,8 +262,12 @@ class SparkExecutor:
                 result.append({"lost": _reason(error)})
 
         self._threads.submit(probe)
+        # With dynamic allocation this job is what brings the first executors.
+        deadline = time.monotonic() + self._cluster.patience_seconds
         while not result:
             self._look_after_cluster()
+            if not self._has_executors and time.monotonic() >= deadline:
+                raise self._no_executor()
             time.sleep(PAUSE_SECONDS)
         [answer] = result
         if "broken" in answer:
@@ -273,14 +277,21 @@ class SparkExecutor:
                 f"no trial can run on {self._cluster.master}: {answer['lost']}", _MEND_LOST
             )
 
+    def _no_executor(self) -> SparkUnavailable:
+        return SparkUnavailable(
+            f"{self._cluster.master} gave no executor within {self._cluster.patience_seconds:g} s",
+            f"a worker must have free what an executor asks for: {_asked_for(self._context)};"
+            f" executors must reach this machine at {self._host()} (--driver-host)",
+        )
+
     def _slots_of_cluster(self) -> int:
         """How many tasks could run at the same time now, by cores, GPUs and whatever tasks ask for."""
         slots, when = self._capacity
         if time.monotonic() - when > CAPACITY_SECONDS:
-            if self._is_over():
-                return 0
-            jvm = self._context._jsc.sc()
-            slots = jvm.maxNumConcurrentTasks(jvm.resourceProfileManager().defaultResourceProfile())
+            with self._java() as spark:
+                profile = spark.resourceProfileManager().defaultResourceProfile()
+                slots = spark.maxNumConcurrentTasks(profile)
+            self._has_executors = slots > 0
             if self._context.getConf().get("spark.dynamicAllocation.enabled", "false") == "true":
                 # Executors come for tasks that wait, so there must be some.
                 slots = self._cluster.parallelism or slots + 1
@@ -289,11 +300,6 @@ class SparkExecutor:
 
     def _look_after_cluster(self) -> None:
         """Raises SparkUnavailable when the application is over; says when there is no executor."""
-        if self._is_over():
-            raise SparkUnavailable(
-                f"the Spark application on {self._cluster.master} was ended from outside",
-                "the same command again continues the study",
-            )
         if self._slots_of_cluster():
             self._starved_at = None
         elif self._starved_at is None:
@@ -302,12 +308,20 @@ class SparkExecutor:
             self._starved_at = float("inf")
             logger.warning("Spark has no executor at the moment; waiting for one")
 
-    def _is_over(self) -> bool:
-        """Whether the application has ended, or Spark's Java has."""
-        try:
-            return self._context._jsc is None or bool(self._context._jsc.sc().isStopped())
-        except Exception:  # py4j's own kinds, and the socket's
-            return True
+    @contextlib.contextmanager
+    def _java(self) -> Iterator[Any]:
+        """Spark's own context, in Java. Raises SparkUnavailable when the application, or Java, is over."""
+        from py4j.protocol import Py4JError
+
+        with contextlib.suppress(OSError, Py4JError):
+            java = self._context._jsc  # None once it was stopped
+            if java is not None and not java.sc().isStopped():
+                yield java.sc()
+                return
+        raise SparkUnavailable(
+            f"the Spark application on {self._cluster.master} was ended from outside",
+            "the same command again continues the study",
+        )
 
     def _cancel_jobs(self) -> None:
         for group in [*self._jobs.values(), f"{self._group}-start"]:
@@ -315,9 +329,9 @@ class SparkExecutor:
         self._jobs.clear()
 
     def _cancel(self, group: str) -> None:
-        with contextlib.suppress(Exception):  # of a context that is gone
+        with contextlib.suppress(SparkUnavailable), self._java() as spark:
             # A job that its thread has yet to start is one of the future.
-            self._context._jsc.sc().cancelJobGroupAndFutureJobs(group)
+            spark.cancelJobGroupAndFutureJobs(group)
 
 
 _MEND_LOST = "see the executors' logs in Spark's pages, and what a trial prints: hpo log STUDY TRIAL"
@@ -364,7 +378,7 @@ def _task() -> Callable[[Iterator[str]], Iterator[str]]:
                 hint = f"install it for the executors' Python, {sys.executable} ({os.uname().nodename})"
                 answer = {
                     "broken": {
-                        "error": "SparkUnavailable",
+                        "class": "SparkUnavailable",
                         "message": f"an executor lacks what hpo needs: {error}",
                         "hint": hint,
                     }
@@ -382,8 +396,9 @@ def _context(cluster: Cluster, settings: WorkerSettings) -> Iterator[SparkContex
             from pyspark import SparkContext
     except ImportError as error:
         raise SparkUnavailable("PySpark is not installed", "pip install 'hpo[spark]'") from error
-    if SparkContext._active_spark_context is not None:
-        yield SparkContext._active_spark_context
+    if (running := SparkContext._active_spark_context) is not None:
+        _check_running(running, cluster)
+        yield running
         return
     prepare_java()
     _ask_master(cluster.master)
@@ -402,7 +417,7 @@ def _context(cluster: Cluster, settings: WorkerSettings) -> Iterator[SparkContex
     try:
         yield context
     finally:
-        with _handlers_kept(), contextlib.suppress(Exception):  # of a Java that is dead
+        with _handlers_kept(), _quietly(), contextlib.suppress(Exception):  # of a Java that is dead
             context.stop()
 
 
@@ -422,10 +437,9 @@ def _conf(cluster: Cluster, study: str) -> SparkConf:
         conf.set("spark.driver.host", cluster.driver_host)
         if not _is_own(cluster.driver_host):
             conf.setIfMissing("spark.driver.bindAddress", "0.0.0.0")
-    # The property is spark-submit's: PySpark itself looks into the environment.
-    if "spark.pyspark.python" in named:
-        os.environ["PYSPARK_PYTHON"] = named["spark.pyspark.python"]
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    # PySpark itself heeds the variable alone; as with spark-submit, the property goes before it.
+    given = named.get("spark.pyspark.python") or os.environ.get("PYSPARK_PYTHON")
+    os.environ["PYSPARK_PYTHON"] = given or sys.executable
     return conf
 
 
@@ -461,6 +475,20 @@ def _java_of(conf: SparkConf, log: Path) -> Iterator[Any]:
                 child.kill()
         SparkContext._gateway = SparkContext._jvm = None
         raise
+
+
+def _check_running(context: SparkContext, cluster: Cluster) -> None:
+    """Raises UsageError where the Spark session of this process is not the one that was asked for."""
+    if context.master != cluster.master:
+        raise UsageError(
+            f"this process has a Spark session on {context.master}, and can't have one on {cluster.master}",
+            "give that session, hpo.optimize(..., spark=session), or stop it before",
+        )
+    if cluster.conf or cluster.properties_file:
+        raise UsageError(
+            f"this process has a Spark session on {context.master}, whose properties stay as they are",
+            "leave --spark-conf and --properties-file out, or stop the session before",
+        )
 
 
 def _ask_master(master: str) -> None:
@@ -501,8 +529,8 @@ def _properties(path: Path | None) -> dict[str, str]:
 
 
 def _broken(answer: Mapping[str, str]) -> HpoError:
-    kind = getattr(errors, answer["error"])
-    return kind(f"on a Spark executor: {answer['message']}", answer["hint"])
+    error = read_error(answer)
+    return type(error)(f"on a Spark executor: {error.message}", error.hint)
 
 
 def _reason(error: Exception, log: Path | None = None) -> str:

@@ -22,11 +22,12 @@ from typing import Any
 
 import psutil
 
-from hpo.core.errors import HpoError, StoreError
+from hpo.core.errors import HpoError, StoreError, StoreUnreachable
 from hpo.core.trial import State
 from hpo.executors.processes import ProcessExecutor
 from hpo.executors.protocol import Died, Finished, WorkerSettings
 from hpo.stores import Store, connect
+from hpo.stores.rpc import TOKEN_VARIABLE, error_document
 from hpo.worker import keep_log
 
 GPU = "gpu"  # Spark's name of the resource
@@ -51,8 +52,8 @@ def serve(message: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Do what the driver's message asks for, in a Spark task; ``folder`` has its archive.
 
     Returns a document with ``ready`` (where, after loading the objective), ``done`` (the trial's number),
-    ``died`` (a `Died`), ``again`` (Spark's attempt, when another one has claimed the trial) or ``broken``
-    (why no trial can run here).
+    ``died`` (a `Died`), ``again`` (Spark's attempt, when another one has claimed the trial), ``lost`` (why it
+    could not run here, but may elsewhere) or ``broken`` (why no trial can run).
     """
     from pyspark import TaskContext
 
@@ -68,13 +69,18 @@ def serve(message: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if context.attemptNumber() > 0 and slot.store.trial(number).state is not State.WAITING:
             return {"again": context.attemptNumber()}
         return _run(slot, number)
+    except StoreUnreachable as error:
+        _leave()
+        where = f"{socket.gethostname()} must reach it; --driver-host says how this machine is called there"
+        return {"broken": _told(error, where)} if message["number"] is None else {"lost": error.message}
     except HpoError as error:
         _leave()
-        where = (
-            f"executors run {sys.executable} on {socket.gethostname()}; PYSPARK_PYTHON names another Python"
-        )
-        hint = "; ".join(filter(None, [error.hint, where]))
-        return {"broken": {"error": type(error).__name__, "message": error.message, "hint": hint}}
+        where = f"executors run {sys.executable} on {socket.gethostname()}"
+        return {"broken": _told(error, f"{where}; PYSPARK_PYTHON names another Python")}
+
+
+def _told(error: HpoError, where: str) -> dict[str, Any]:
+    return error_document(type(error)(error.message, "; ".join(filter(None, [error.hint, where]))))
 
 
 def _slot_for(message: Mapping[str, Any], folder: Path, gpus: tuple[str, ...]) -> _Slot:
@@ -88,8 +94,8 @@ def _slot_for(message: Mapping[str, Any], folder: Path, gpus: tuple[str, ...]) -
         settings = replace(settings, code=str(folder / "code"), folder=str(folder / "work"))
         environment = {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
         if message["token"] is not None:
-            environment["HPO_TOKEN"] = message["token"]
-            os.environ["HPO_TOKEN"] = message["token"]
+            environment[TOKEN_VARIABLE] = message["token"]
+            os.environ[TOKEN_VARIABLE] = message["token"]
         store = connect(settings.store).open(settings.study)
         executor = ProcessExecutor(settings, [gpus], isolate=message["isolate"], environment=environment)
         java = next((one for one in psutil.Process().parents() if one.name() == "java"), None)

@@ -68,6 +68,7 @@ from hpo.stores.sqlite_file import (
 )
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
+CLOSE_MILLISECONDS = 100
 STUDY_FILES = -1  # files.trial of a file that belongs to the study itself: NULL can't be in a primary key
 
 
@@ -125,6 +126,8 @@ class SqliteCatalog:
         # one, and the file alone would not have everything.
         if self._connection.total_changes:
             with contextlib.suppress(sqlite3.Error):
+                # It keeps writers out while it waits for those who read: who reads long is not waited for.
+                self._connection.execute(f"PRAGMA busy_timeout = {CLOSE_MILLISECONDS}")
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._connection.close()
 

@@ -3,7 +3,9 @@
 import os
 import sys
 import time
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -12,11 +14,12 @@ import pytest
 import hpo
 from hpo.core.errors import LoadError
 from hpo.core.trial import Kind, State
-from hpo.executors import Died, WorkerSettings
+from hpo.executors import Died, Finished, WorkerSettings
 from hpo.executors.java import prepare_java
 from hpo.executors.spark import Cluster, SparkExecutor
 from hpo.loading import load, locate
 from hpo.stores import Store, connect
+from hpo.stores.server import serving
 from hpo.testing import IDENTITY, ExecutorContract
 
 SPACE = """
@@ -115,6 +118,22 @@ class TestSparkExecutor(ExecutorContract):
         with closing(SparkExecutor(settings, Cluster("local[2]", parallelism=1))) as executor:
             assert executor.free() == executor.slots == 1
 
+    def test_a_slot_that_is_lost_while_a_point_is_proposed_is_no_error(
+        self, executor: SparkExecutor, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self._add(store, 0, self.RETURN)
+        assert executor.free()
+
+        def lost() -> int:
+            executor._capacity = (0, time.monotonic())
+            return 0
+
+        with monkeypatch.context() as patched:
+            patched.setattr(executor, "_slots_of_cluster", lost)
+            executor.submit(0)
+
+        assert _events(executor) == [Finished(0)]
+
     def test_the_worker_is_kept_for_many_trials(self, executor: SparkExecutor, store: Store) -> None:
         for number in range(6):
             self._add(store, number, self.RETURN)
@@ -122,6 +141,29 @@ class TestSparkExecutor(ExecutorContract):
             _events(executor)
 
         assert len({store.trial(number).worker for number in range(6)}) <= 2
+
+
+def test_an_executor_that_cannot_reach_the_store_loses_its_trial_alone(
+    context, settings: WorkerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_TOKEN", "secret")
+    with serving(store.url, token="secret") as server:
+        executor = SparkExecutor(replace(settings, store=server.url), Cluster("local[2]"))
+    with closing(executor):
+        store.add(0, {"do": 0}, {})
+        # Their successors have yet to reach the store; Spark misses each one at a task of its own.
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):  # the worker of one that was killed is going, too
+                if "pyspark.daemon" in process.cmdline() and "pyspark.daemon" in process.parent().cmdline():
+                    process.kill()
+
+        told = []
+        while len(told) < 8 and not any("no server answers" in died.failure.reason for died in told):
+            executor.submit(0)
+            told += _events(executor)
+
+    assert {(died.number, died.failure.kind) for died in told} == {(0, Kind.LOST)}
+    assert "no server answers" in told[-1].failure.reason
 
 
 def test_an_import_that_executors_lack_is_told_before_the_first_trial(
@@ -155,11 +197,33 @@ def test_a_notebook_searches_on_the_session_that_it_has(
     assert context.parallelize([1, 2], 2).sum() == 3  # the session lives on
 
 
+def test_a_notebook_searches_in_a_thread_too(
+    context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("space.py").write_text(SPACE)
+
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(hpo.optimize, "space.py", max_evals=1, tracking_uri="none").result(120)
+
+    assert found["trials"]["completed"] == 1
+
+
+def test_another_session_than_the_one_there_is_is_refused(context, settings: WorkerSettings) -> None:
+    with pytest.raises(hpo.UsageError, match=r"local\[2\].*one on local\[1\]"):
+        SparkExecutor(settings, Cluster("local[1]"))
+    with pytest.raises(hpo.UsageError, match="properties stay as they are"):
+        SparkExecutor(settings, Cluster("local[2]", conf={"spark.task.cpus": "2"}))
+
+
 def test_a_function_call_has_the_options_of_the_command(tmp_path: Path) -> None:
     with pytest.raises(hpo.UsageError) as unknown:
         hpo.optimize("space.py", max_eval=3)
     with pytest.raises(hpo.UsageError) as wrong:
         hpo.optimize("space.py", max_evals="many")
+
+    with pytest.raises(hpo.UsageError, match="Spark Connect"):
+        hpo.optimize("space.py", max_evals=3, spark=object())
 
     assert "--max-evals" in str(unknown.value)
     assert "many" in str(wrong.value)

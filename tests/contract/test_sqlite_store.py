@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from hpo.core.errors import (
 from hpo.core.trial import Completed
 from hpo.stores import connect
 from hpo.stores.sqlite import SqliteCatalog, SqliteStore
-from hpo.stores.sqlite_file import MIGRATIONS, files_folder
+from hpo.stores.sqlite_file import BUSY_SECONDS, MIGRATIONS, files_folder
 from hpo.testing import IDENTITY, FakeClock, StoreContract
 
 
@@ -309,6 +310,21 @@ def claim_all(path: Path, name: str, queue) -> None:  # type: ignore[no-untyped-
             store.finish(claim, Completed(claim.number / 1000))
             mine.append(claim.number)
     queue.put(mine)
+
+
+def test_who_reads_for_long_holds_up_neither_who_closes_nor_who_writes(path: Path) -> None:
+    with_trials(path, 3)
+    with closing(connect(url(path))) as writer, closing(sqlite3.connect(path)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM trials").fetchall()
+        leaving = connect(url(path))
+        leaving.open("digits").add(3, {"x": 3}, {})
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(leaving.close).result(timeout=BUSY_SECONDS / 2)
+            pool.submit(writer.open("digits").add, 4, {"x": 4}, {}).result(timeout=BUSY_SECONDS / 2)
+
+        assert len(list(writer.open("digits").trials())) == 5
 
 
 def test_eight_processes_claim_each_trial_once_and_lose_none(path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -139,6 +142,43 @@ def test_ctrl_c_leaves_no_job_and_no_process(project, spark_cluster, until, is_a
     until(lambda: not spark_cluster.executors, "the end of the executors")
 
 
+def test_a_spark_that_dies_is_told_in_a_sentence(project, until) -> None:
+    project.write(LONG)
+    command = project.start("optimize", "study.py", "--max-evals", "2", "--spark", "local[2]", *OFF)
+    until(lambda: any(trial["epochs"] for trial in project.trials().values()), "an epoch")
+
+    [java] = [one for one in command.descendants() if one.name() == "java"]
+    java.kill()
+    result = command.result()
+
+    assert result.code == 5, result
+    assert "the Spark application on local[2] was ended from outside" in result.stderr
+    assert {trial["state"] for trial in project.trials().values()} == {"waiting"}
+
+
+def test_one_session_has_several_studies_of_the_same_code(project, spark_cluster) -> None:
+    project.write(SHORT)
+    script = project.folder / "notebook.py"
+    script.write_text(
+        "import hpo, sys\n"
+        "from pyspark.sql import SparkSession\n"
+        "session = SparkSession.builder.master(sys.argv[1]).getOrCreate()\n"
+        "for study in ('first', 'second'):\n"
+        "    hpo.optimize('study.py', max_evals=2, spark=session, study=study, tracking_uri='none')\n"
+        "session.stop()\n"
+    )
+
+    subprocess.run(
+        [sys.executable, script, spark_cluster.master],
+        cwd=project.folder,
+        env=os.environ | {"PYSPARK_PYTHON": sys.executable},
+        timeout=180,
+        check=True,
+    )
+
+    assert len(project.trials("first")) == len(project.trials("second")) == 2
+
+
 def test_a_trial_killed_in_sparks_pages_runs_again_and_then_fails(project, spark_cluster, until) -> None:
     project.write(LONG)
     port = free_port()
@@ -195,13 +235,17 @@ def test_what_keeps_spark_from_starting_is_one_sentence_each(project, spark_clus
         *study, "--spark", master, "--spark-conf", "spark.executor.memory=900g", "--executor-timeout", "3s"
     )
     other_python = project.hpo(*study, "--spark", master, env={"PYSPARK_PYTHON": "/nowhere/python"})
+    named_python = project.hpo(
+        *study, "--spark", master, "--spark-conf", "spark.pyspark.python=/nowhere/named"
+    )
 
-    assert (nobody.code, too_much.code, other_python.code) == (5, 5, 5)
+    assert (nobody.code, too_much.code, other_python.code, named_python.code) == (5, 5, 5, 5)
     assert "no Spark master answers at spark://127.0.0.1:1" in nobody.stderr
     assert "gave no executor within 3 s" in too_much.stderr
     assert "spark.executor.memory=900g" in too_much.stderr
     assert "executors have no Python at /nowhere/python" in other_python.stderr
-    for result in (nobody, too_much, other_python):
+    assert "executors have no Python at /nowhere/named" in named_python.stderr
+    for result in (nobody, too_much, other_python, named_python):
         assert "Traceback" not in result.stderr
 
 

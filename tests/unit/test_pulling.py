@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from hpo.core.errors import StoreError, StoreUnreachable, UntrustedCode, UsageError
-from hpo.core.study import TERMS_NOTE, Driver, Terms
+from hpo.core.study import TERMS_NOTE, Driver, StudyRecord, Terms
+from hpo.executors import WorkerSettings
+from hpo.executors.local_worker import found
 from hpo.pulling import Asked, End, Puller
 from hpo.stores import Catalog, connect
 from hpo.testing import IDENTITY, FakeClock
 from hpo.trust import Trust
+from hpo.worker import Workplace
 
 
 class Wish:
@@ -122,3 +125,26 @@ def test_what_is_no_hash_names_no_code(puller: Puller, catalog: Catalog, snapsho
 
     with pytest.raises(UntrustedCode):
         puller.run()
+
+
+def test_a_claim_whose_store_goes_away_is_not_dropped(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wants_workers(catalog, "study")
+    store = catalog.open("study")
+    store.add(0, {"x": 0.5}, {})
+    settings = WorkerSettings(store.url, "study", 0, "", "", "", "", str(tmp_path), snapshot="a" * 64)
+    place = Workplace("w", tmp_path, tmp_path, 0)
+    record, failures = store.record, [StoreUnreachable("it is away")]
+
+    def record_later() -> StudyRecord:
+        if failures:
+            raise failures.pop()
+        return record()
+
+    monkeypatch.setattr(store, "record", record_later)
+
+    claim = found(store, settings, place)
+
+    assert claim is not None
+    assert not failures
