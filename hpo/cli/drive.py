@@ -198,7 +198,7 @@ def _executor(
         say("Spark is starting: Java here, then Python on its executors")
         with interrupts.at_once():
             executor = SparkExecutor(settings, how.cluster, isolate=how.isolate)
-        say(executor.room())
+        say(executor.room() + (f"; its pages: {executor.pages}" if executor.pages else ""))
         return executor
     from hpo.executors.processes import ProcessExecutor
 

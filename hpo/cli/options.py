@@ -53,7 +53,7 @@ def worker_slots(workers: int | None, gpus: str | None) -> list[tuple[str, ...]]
             raise click.UsageError(f"--gpus {gpus}: {device!r} names no GPU; write 0,1 or 0+1,2+3")
     if workers is not None and workers != len(slots):
         raise click.UsageError(
-            f"--workers {workers} does not match --gpus {gpus}, which names {len(slots)} workers;"
+            f"--workers {workers} does not match --gpus {gpus}, which is for {len(slots)};"
             " leave --workers out, or name a GPU for each (0,0 puts two on one)"
         )
     return slots

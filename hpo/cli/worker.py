@@ -52,10 +52,15 @@ def worker(
     trials, a second one hands them back.
     """
     from hpo.loading import project_root
-    from hpo.pulling import Asked, End, Puller
+    from hpo.pulling import SHA256, Asked, End, Puller
     from hpo.tracking.mlflow import is_http
     from hpo.trust import KEY_VARIABLE, Trust
 
+    if snapshot is not None and not SHA256.fullmatch(snapshot):
+        raise click.UsageError(
+            f"--snapshot {snapshot} is no SHA-256: give all its 64 digits, as a worker that does not know"
+            " the code prints them"
+        )
     asked = Asked(
         store=store,
         study=study,

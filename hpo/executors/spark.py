@@ -115,6 +115,11 @@ class SparkExecutor:
             self._warm()
             self._close = stack.pop_all().close
 
+    @property
+    def pages(self) -> str | None:
+        """The address of Spark's pages on its jobs; None where they are switched off."""
+        return self._context.uiWebUrl
+
     def room(self) -> str:
         """How many trials the cluster has room for, in words."""
         slots, asked = self._slots_of_cluster(), self._cluster.parallelism

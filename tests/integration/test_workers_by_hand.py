@@ -360,6 +360,13 @@ def test_a_worker_refuses_code_that_it_does_not_know_and_runs_it_when_told(proje
     assert driver.result().code == 0
 
 
+def test_a_shortened_hash_is_refused_before_the_store_is_asked(project) -> None:
+    refused = project.hpo("worker", "--snapshot", "9a390c779d89")
+
+    assert refused.code == 2
+    assert "give all its 64 digits" in " ".join(refused.stderr.split())
+
+
 def test_a_worker_that_shares_the_drivers_key_runs_what_it_signed(project, tmp_path, drive) -> None:
     project.write(QUICK)
     driver = drive(1, env={"HPO_KEY": "one"})
