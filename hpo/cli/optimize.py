@@ -14,15 +14,20 @@ import click
 
 from hpo.cli.drive import How, drive
 from hpo.cli.interrupts import Interrupts
-from hpo.cli.options import Duration, echo_json, json_option, program, store_option, worker_slots
+from hpo.cli.options import (
+    Duration,
+    check_master,
+    echo_json,
+    json_option,
+    program,
+    store_option,
+    worker_slots,
+)
 from hpo.core.errors import SparkUnavailable
 
 if TYPE_CHECKING:
     from hpo.executors.spark import Cluster
     from hpo.launch import Request
-
-
-MASTER = r"local|local\[(\*|[1-9]\d*)(, *\d+)?\]|local-cluster\[.+\]|yarn|(spark|k8s)://.+"
 
 
 @click.command(
@@ -284,10 +289,7 @@ def spark_cluster(master: str | None, *, conf: tuple[str, ...], **asked: Any) ->
         return None
     from hpo.executors.spark import Cluster
 
-    if not re.fullmatch(MASTER, master):
-        raise click.UsageError(
-            f"--spark {master} is no master: write local[4], spark://HOST:7077, yarn or k8s://https://HOST:PORT"
-        )
+    check_master("--spark", master)
     if asked["driver_host"] == "":
         raise click.UsageError("--driver-host is empty: name this machine as executors reach it")
     for text in conf:

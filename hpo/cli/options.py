@@ -14,6 +14,7 @@ import click
 from hpo.core.plain import without_nonfinite
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+MASTER = re.compile(r"local|local\[(\*|[1-9]\d*)(, *\d+)?\]|local-cluster\[.+\]|yarn|(spark|k8s)://.+")
 GPU = re.compile(r"\d+|(GPU|MIG)-[0-9a-fA-F/-]+")  # an index or a UUID, as nvidia-smi lists them
 
 store_option = click.option(
@@ -69,3 +70,11 @@ def program() -> str:
 def echo_json(document: Any) -> None:
     """One document on stdout; NaN and infinity as null, which every reader of JSON accepts."""
     click.echo(json.dumps(without_nonfinite(document), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def check_master(option: str, master: str) -> None:
+    """Raises UsageError where Spark would not know the master."""
+    if not MASTER.fullmatch(master):
+        raise click.UsageError(
+            f"{option} {master} is no master: write local[4], spark://HOST:7077, yarn or k8s://https://HOST:PORT"
+        )

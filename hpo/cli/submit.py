@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 import click
 from click.core import ParameterSource
 
+from hpo.cli.options import check_master
+
 UPLOAD = "spark.kubernetes.file.upload.path"
 # What `hpo optimize` takes, but not here; and what to say in its place.
 ELSEWHERE = {
@@ -24,13 +26,28 @@ ELSEWHERE = {
 }
 
 
+class _Submit(click.Command):
+    """Tells where the options of `hpo optimize` go."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise click.UsageError(
+                f"{error.format_message()} Options of hpo optimize come after two dashes:"
+                f" hpo submit FILE.py --master MASTER -- {error.option_name} …",
+                ctx,
+            ) from None
+
+
 @click.command(
+    cls=_Submit,
     epilog="\b\nExamples:\n"
     "  hpo submit spaces/digits_mlp.py --master 'local[2]' --dry-run -- --max-evals 20\n"
     "  hpo submit spaces/digits_mlp.py --master spark://HOST:7077 \\\n"
     "      --properties-file spark-conf/spark-defaults.conf -- --max-evals 100 --parallelism 8\n"
     "  hpo submit spaces/digits_mlp.py --master yarn --deploy-mode cluster --archives env.tar.gz \\\n"
-    "      -- --max-evals 100 --store http://HOST:8765 --tracking-uri http://HOST:5000"
+    "      -- --max-evals 100 --store http://HOST:8765 --tracking-uri http://HOST:5000",
 )
 @click.argument("file", metavar="FILE.py[:OBJECTIVE]")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="-- [OPTIONS OF hpo optimize]...")
@@ -79,6 +96,7 @@ def submit(
     from hpo.submission import Submission, pack_code, pasteable
     from hpo.submission import submit as run
 
+    check_master("--master", master)
     entry, is_cluster = locate(file), deploy_mode == "cluster"
     context = optimize.make_context("hpo optimize", [file, *options])  # its own errors
     given = _given(context, ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)

@@ -423,6 +423,7 @@ def _context(cluster: Cluster, settings: WorkerSettings) -> Iterator[SparkContex
         yield context
     finally:
         with _handlers_kept(), _quietly(), contextlib.suppress(Exception):  # of a Java that is dead
+            context.setLogLevel("OFF")  # what was cancelled would be told by a stack trace
             context.stop()
 
 

@@ -162,3 +162,21 @@ def test_a_driver_in_the_cluster_runs_from_what_came_along(project: Any, tmp_pat
 
     assert done.returncode == 0, done.stderr
     assert "trial 0 completed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--master", "nonsense", "--", "--max-evals", 2), "--master nonsense is no master"),
+        (("--master", "local[2]", "--max-evals", 2), "-- --max-evals"),
+    ],
+)
+def test_a_command_that_spark_would_not_understand_is_refused(
+    project: Any, arguments: Any, said: str
+) -> None:
+    file = project.write("def objective(params):\n    return params['x']")
+
+    refused = project.hpo("submit", file, *arguments)
+
+    assert refused.code == 2
+    assert said in " ".join(refused.stderr.split())
