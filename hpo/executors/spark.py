@@ -53,6 +53,7 @@ CAPACITY_SECONDS = 0.2  # how old the count of slots may be
 SETTLED_SECONDS = 3.0  # without another executor: the ones that come together have come
 STARVED_SECONDS = 10.0  # without any executor before it is said
 JOB_THREADS = 1024
+LOG = "spark.log"  # of Spark's Java, in the study's folder of work
 DEATHS_BEFORE_BROKEN = 10  # in a row, on whatever executors
 OURS = {
     # An objective that is stopped holds its slot until Spark kills its Python process.
@@ -323,9 +324,10 @@ class SparkExecutor:
             if java is not None and not java.sc().isStopped():
                 yield java.sc()
                 return
+        log = self._settings.work_folder / LOG
         raise SparkUnavailable(
             f"the Spark application on {self._cluster.master} was ended from outside",
-            "the same command again continues the study",
+            "the same command again continues the study" + (f"; its log is {log}" if log.exists() else ""),
         )
 
     def _cancel_jobs(self) -> None:
@@ -408,7 +410,7 @@ def _context(cluster: Cluster, settings: WorkerSettings) -> Iterator[SparkContex
     prepare_java()
     _ask_master(cluster.master)
     conf = _conf(cluster, settings.study)
-    log = settings.work_folder / "spark.log"
+    log = settings.work_folder / LOG
     log.parent.mkdir(parents=True, exist_ok=True)
     try:
         with _quietly(), _handlers_kept(), _java_of(conf, log) as gateway:
