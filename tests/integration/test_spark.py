@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 from spark_cluster import running_cluster
 
@@ -142,6 +144,77 @@ def test_ctrl_c_leaves_no_job_and_no_process(project, spark_cluster, until, is_a
     until(lambda: not spark_cluster.executors, "the end of the executors")
 
 
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 129)]
+)
+def test_while_spark_starts_a_signal_ends_all_at_once(
+    project, until, is_alive, number: int, code: int
+) -> None:
+    project.write(SHORT)
+    command = project.start("optimize", "study.py", "--max-evals", "2", "--spark", "local[2]", *OFF)
+    until(lambda: java_of(command.pid), "Spark's Java")
+    java = java_of(command.pid)
+
+    os.killpg(command.pid, number)  # as a terminal does
+    result = command.result()
+
+    assert result.code == code, result
+    assert "Traceback" not in result.stderr
+    until(lambda: not any(map(is_alive, java)), "the end of Java")
+
+
+def test_a_closed_terminal_hands_trials_back(project, until, is_alive) -> None:
+    project.write(LONG)
+    command = project.start("optimize", "study.py", "--max-evals", "2", "--spark", "local[2]", *OFF)
+    until(lambda: any(trial["epochs"] for trial in project.trials().values()), "an epoch")
+    java = java_of(command.pid)
+
+    os.killpg(command.pid, signal.SIGHUP)
+    result = command.result()
+
+    assert result.code == 129, result
+    assert "Traceback" not in result.stderr
+    assert {trial["state"] for trial in project.trials().values()} == {"waiting"}
+    until(lambda: not any(map(is_alive, java)), "the end of Java")
+
+
+def java_of(driver: int) -> list[int]:
+    """Spark's Java under a driver, which begins as a script."""
+    found = []
+    for child in psutil.Process(driver).children():
+        with contextlib.suppress(psutil.Error):  # those that have ended meanwhile
+            found += [child.pid] if "pyspark-shell" in child.cmdline() else []
+    return found
+
+
+def test_a_trial_ends_with_its_executor_even_if_sparks_daemon_for_python_is_dead(
+    project, spark_cluster, until, is_alive
+) -> None:
+    project.write(SHORT)
+    arguments = (
+        "--set",
+        "pause=600",
+        "--max-evals",
+        "1",
+        "--spark",
+        spark_cluster.master,
+        "--parallelism",
+        "1",
+        *OFF,
+    )
+    command = project.start("optimize", "study.py", *arguments)
+    until(lambda: "trial 0 started" in command.said(), "a trial")
+    worker = int(project.trials()[0]["worker"].rpartition(":")[2])
+
+    for executor in map(psutil.Process, spark_cluster.executors):
+        for daemon in executor.children():
+            daemon.kill()
+        executor.kill()
+
+    until(lambda: not is_alive(worker), "the end of the worker")
+    until(lambda: is_running(project, 2), "another attempt")
+
+
 def test_a_spark_that_dies_is_told_in_a_sentence(project, until) -> None:
     project.write(LONG)
     command = project.start("optimize", "study.py", "--max-evals", "2", "--spark", "local[2]", *OFF)
@@ -250,6 +323,10 @@ def test_what_keeps_spark_from_starting_is_one_sentence_each(project, spark_clus
     named_python = project.hpo(
         *study, "--spark", master, "--spark-conf", "spark.pyspark.python=/nowhere/named"
     )
+    no_number = project.hpo(*study, "--spark", master, "--spark-conf", "spark.executor.memory=lots")
+    unreached = project.hpo(
+        *study, "--spark", master, "--driver-host", "no.such.host", "--executor-timeout", "3s"
+    )
 
     assert (nobody.code, too_much.code, on_demand.code) == (5, 5, 5)
     assert (other_python.code, named_python.code) == (5, 5)
@@ -259,7 +336,9 @@ def test_what_keeps_spark_from_starting_is_one_sentence_each(project, spark_clus
     assert "gave no executor within 3 s" in on_demand.stderr
     assert "executors have no Python at /nowhere/python" in other_python.stderr
     assert "executors have no Python at /nowhere/named" in named_python.stderr
-    for result in (nobody, too_much, on_demand, other_python, named_python):
+    assert "Executor memory must be a positive number" in no_number.stderr
+    assert "executors must reach this machine at no.such.host (--driver-host)" in unreached.stderr
+    for result in (nobody, too_much, on_demand, other_python, named_python, no_number, unreached):
         assert "Traceback" not in result.stderr
 
 
@@ -267,6 +346,8 @@ def test_what_keeps_spark_from_starting_is_one_sentence_each(project, spark_clus
     ("options", "said"),
     [
         (["--spark", "nonsense"], "is no master"),
+        (["--spark", "local[0]"], "is no master"),
+        (["--spark", "local[2]", "--driver-host", ""], "--driver-host is empty"),
         (["--spark", "local[2]", "--workers", "2"], "--parallelism"),
         (["--spark", "local[2]", "--gpus", "0"], "spark.task.resource.gpu.amount"),
         (["--parallelism", "2"], "--parallelism is about Spark"),
@@ -282,3 +363,36 @@ def test_options_that_make_no_sense_are_refused(project, options: list[str], sai
     assert refused.code == 2
     assert said in " ".join(refused.stderr.split())
     assert not (project.folder / "hpo.db").exists()
+
+
+def test_properties_that_are_no_text_are_refused(project) -> None:
+    project.write(SHORT)
+    (project.folder / "spark.conf").write_bytes(bytes(range(256)))
+
+    refused = project.hpo(
+        "optimize", "study.py", "--max-evals", "2", "--spark", "local[2]", "--properties-file", "spark.conf"
+    )
+
+    assert refused.code == 2
+    assert "spark.conf can't be read" in refused.stderr
+
+
+def test_the_master_of_the_command_goes_before_that_of_the_properties(project) -> None:
+    project.write(SHORT)
+    (project.folder / "spark.conf").write_text(
+        "spark.master spark://127.0.0.1:1\nspark.submit.deployMode cluster\n"
+    )
+
+    result = project.hpo(
+        "optimize",
+        "study.py",
+        "--max-evals",
+        "2",
+        "--spark",
+        "local[2]",
+        "--properties-file",
+        "spark.conf",
+        *OFF,
+    )
+
+    assert result.code == 0, result
