@@ -175,6 +175,11 @@ def _faults_of_remote_driver(given: Mapping[str, Any]) -> Iterator[str]:
             f"MLflow's runs would be lost: a driver in the cluster can't keep them in {tracking};"
             " say --tracking-uri http://HOST:PORT, or none"
         )
+    if "@" in tracking:
+        yield (
+            "--tracking-uri has a user name or password in it, which everybody on this machine could read;"
+            " put them into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, which are handed on"
+        )
     if "tensorboard" in given or "tensorboard_dir" in given:
         yield "TensorBoard's files would be lost with the driver's machine; leave --tensorboard out"
     if "as_json" in given:

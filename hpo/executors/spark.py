@@ -54,7 +54,7 @@ SETTLED_SECONDS = 3.0  # without another executor: the ones that come together h
 STARVED_SECONDS = 10.0  # without any executor before it is said
 JOB_THREADS = 1024
 LOG = "spark.log"  # of Spark's Java, in the study's folder of work
-DEATHS_BEFORE_BROKEN = 10  # in a row, on whatever executors
+LOSSES_BEFORE_BROKEN = 10  # one after the other, on whatever executors
 OURS = {
     # An objective that is stopped holds its slot until Spark kills its Python process.
     "spark.python.task.killTimeout": "1s",
@@ -83,6 +83,14 @@ class Cluster:
     patience_seconds: float = 60.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """The job of a trial. ``losses``: how many in a row were lost when it was sent."""
+
+    group: str
+    losses: int
+
+
 class SparkExecutor:
     """See `hpo.executors.protocol.Executor`.
 
@@ -98,10 +106,10 @@ class SparkExecutor:
         self._cluster = cluster
         self._isolate = isolate
         self._group = f"hpo-{settings.study}-{secrets.token_hex(4)}"
-        self._jobs: dict[int, str] = {}  # a trial's number, its job's group
+        self._jobs: dict[int, _Job] = {}  # by the trial's number
         self._serial = 0
         self._outcomes: queue.SimpleQueue[tuple[int, str, dict[str, Any]]] = queue.SimpleQueue()
-        self._deaths_in_a_row = 0
+        self._losses_in_a_row = 0
         self._capacity = (0, 0.0)
         self._has_executors = False
         self._starved_at: float | None = None
@@ -144,7 +152,7 @@ class SparkExecutor:
             raise IndexError("the cluster has no free slot")
         self._serial += 1
         group = f"{self._group}-{number}-{self._serial}"
-        self._jobs[number] = group
+        self._jobs[number] = _Job(group, self._losses_in_a_row)
         self._threads.submit(self._run, number, group)
 
     def wait(self, seconds: float) -> list[Event]:
@@ -162,7 +170,7 @@ class SparkExecutor:
     def cancel(self, numbers: Collection[int] | None = None) -> None:
         for number in list(self._jobs):
             if numbers is None or number in numbers:
-                self._cancel(self._jobs.pop(number))
+                self._cancel(self._jobs.pop(number).group)
 
     def close(self) -> None:
         self._close()
@@ -186,15 +194,17 @@ class SparkExecutor:
         return next((answer for answer in answers if "broken" in answer), answers[0])
 
     def _heard(self, number: int, group: str, answer: dict[str, Any]) -> list[Event]:
-        if self._jobs.get(number) != group:
+        job = self._jobs.get(number)
+        if job is None or job.group != group:
             return []  # it was cancelled
         del self._jobs[number]
         if "broken" in answer:
             raise _broken(answer["broken"])
         if "done" in answer:
-            self._deaths_in_a_row = 0
+            self._losses_in_a_row = 0
             return [Finished(number)]
         if "died" in answer:
+            self._losses_in_a_row = 0
             died = answer["died"]
             return [Died(died["worker"], number, Failed(Kind(died["kind"]), died["reason"]))]
         if "again" in answer:
@@ -202,9 +212,10 @@ class SparkExecutor:
         else:
             with self._java():  # the end of all is nobody's death
                 reason = answer["lost"]
-        self._deaths_in_a_row += 1
-        if self._deaths_in_a_row >= DEATHS_BEFORE_BROKEN:
-            raise WorkerBroken(f"{self._deaths_in_a_row} Spark jobs in a row were lost: {reason}", _MEND_LOST)
+        # A machine that takes all its trials along is one loss.
+        self._losses_in_a_row = max(self._losses_in_a_row, job.losses + 1)
+        if self._losses_in_a_row >= LOSSES_BEFORE_BROKEN:
+            raise WorkerBroken(f"{self._losses_in_a_row} Spark jobs in a row were lost: {reason}", _MEND_LOST)
         return [Died(None, number, Failed(Kind.LOST, reason))]
 
     # --- the cluster
@@ -331,7 +342,7 @@ class SparkExecutor:
         )
 
     def _cancel_jobs(self) -> None:
-        for group in [*self._jobs.values(), f"{self._group}-start"]:
+        for group in [*(job.group for job in self._jobs.values()), f"{self._group}-start"]:
             self._cancel(group)
         self._jobs.clear()
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 import hpo
-from hpo.core.errors import LoadError
+from hpo.core.errors import LoadError, WorkerBroken
 from hpo.core.trial import Kind, State
 from hpo.executors import Died, Finished, WorkerSettings
 from hpo.executors.java import prepare_java
@@ -133,6 +133,29 @@ class TestSparkExecutor(ExecutorContract):
             executor.submit(0)
 
         assert _events(executor) == [Finished(0)]
+
+    def test_trials_that_are_lost_at_once_are_one_loss_and_one_after_the_other_they_end_the_study(
+        self, executor: SparkExecutor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def lose(*_: object) -> dict[str, object]:
+            raise RuntimeError("its machine is gone")
+
+        def lost(trials: int) -> int:
+            for number in range(trials):
+                executor.submit(number)
+            events: list[object] = []
+            while len(events) < trials:
+                events += _events(executor)
+            return len(events)
+
+        monkeypatch.setattr(executor, "_job", lose)
+        monkeypatch.setattr(executor, "_slots_of_cluster", lambda: 20)
+        executor._capacity = (20, time.monotonic())
+
+        assert lost(20) == 20
+        assert [lost(1) for _ in range(8)] == [1] * 8
+        with pytest.raises(WorkerBroken, match="10 Spark jobs in a row were lost: its machine is gone"):
+            lost(1)
 
     def test_the_worker_is_kept_for_many_trials(self, executor: SparkExecutor, store: Store) -> None:
         for number in range(6):

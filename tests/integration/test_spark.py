@@ -307,6 +307,18 @@ def test_what_keeps_spark_from_starting_is_one_sentence_each(project, spark_clus
     too_much = project.hpo(
         *study, "--spark", master, "--spark-conf", "spark.executor.memory=900g", "--executor-timeout", "3s"
     )
+    on_demand = project.hpo(
+        *(
+            *study,
+            "--spark",
+            master,
+            "--spark-conf",
+            "spark.executor.memory=900g",
+            "--executor-timeout",
+            "3s",
+        ),
+        *("--spark-conf", "spark.dynamicAllocation.enabled=true"),
+    )
     other_python = project.hpo(*study, "--spark", master, env={"PYSPARK_PYTHON": "/nowhere/python"})
     named_python = project.hpo(
         *study, "--spark", master, "--spark-conf", "spark.pyspark.python=/nowhere/named"
@@ -316,15 +328,17 @@ def test_what_keeps_spark_from_starting_is_one_sentence_each(project, spark_clus
         *study, "--spark", master, "--driver-host", "no.such.host", "--executor-timeout", "3s"
     )
 
-    assert (nobody.code, too_much.code, other_python.code, named_python.code) == (5, 5, 5, 5)
+    assert (nobody.code, too_much.code, on_demand.code) == (5, 5, 5)
+    assert (other_python.code, named_python.code) == (5, 5)
     assert "no Spark master answers at spark://127.0.0.1:1" in nobody.stderr
     assert "gave no executor within 3 s" in too_much.stderr
     assert "spark.executor.memory=900g" in too_much.stderr
+    assert "gave no executor within 3 s" in on_demand.stderr
     assert "executors have no Python at /nowhere/python" in other_python.stderr
     assert "executors have no Python at /nowhere/named" in named_python.stderr
     assert "Executor memory must be a positive number" in no_number.stderr
     assert "executors must reach this machine at no.such.host (--driver-host)" in unreached.stderr
-    for result in (nobody, too_much, other_python, named_python, no_number, unreached):
+    for result in (nobody, too_much, on_demand, other_python, named_python, no_number, unreached):
         assert "Traceback" not in result.stderr
 
 

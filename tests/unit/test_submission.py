@@ -217,6 +217,7 @@ def test_options_that_contradict_spark_are_refused(options: list[str], sentence:
         (["--store", "sqlite:///mine.db"], "sqlite:///mine.db"),
         (["--store", "http://localhost:8765"], "http://localhost:8765"),
         ([], "MLflow's runs would be lost"),
+        (["--tracking-uri", "http://me:secret@lab:5000"], "MLFLOW_TRACKING_PASSWORD"),
         (["--tracking-uri", "sqlite:///mlflow.db"], "--tracking-uri http://HOST:PORT, or none"),
         ([*REMOTE, "--tensorboard"], "leave --tensorboard out"),
         ([*REMOTE, "--json"], "hpo best STUDY --json"),
